@@ -1,0 +1,245 @@
+"""Raw value objects and their Arrow schemas: what was measured, one flat record for each planned request.
+
+Format history (the schema version is in the metadata of each file under `perfsuite.schema`):
+  requests/1   first format.
+  telemetry/1  first format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+# Every planned request ends with exactly one of these. All but "ok" are counted and kept out of latency percentiles.
+OUTCOMES: dict[str, str] = {
+    "ok": "answered completely",
+    "unsent": "never sent; `detail` says why",
+    "connect_refused": "the server refused the connection",
+    "connect_timeout": "no connection within timeouts.connect",
+    "dns": "the host name did not resolve",
+    "tls": "the TLS handshake failed",
+    "reset": "the server closed or reset the connection before the answer began",
+    "first_token_timeout": "no token within timeouts.first_token of sending",
+    "idle_timeout": "no byte for timeouts.idle while the answer was streaming",
+    "total_timeout": "not finished within timeouts.total of sending",
+    "http_error": "a status other than 200; `http_status` has it",
+    "not_a_stream": "status 200 but not an event stream",
+    "malformed_stream": "bytes that are not HTTP, SSE or JSON as the API promises",
+    "error_in_stream": "an error object inside a stream that began with status 200",
+    "truncated_stream": "the stream ended without its terminator or without a finish reason",
+    "empty_output": "a complete stream without a token",
+    "token_count_mismatch": "fewer or more output tokens than asked for, although the end-of-sequence token was ignored",
+    "cancelled": "cancelled by perfsuite while in flight (second interrupt, or drain time over)",
+    "client_internal": "an error of perfsuite's own; `detail` has it",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestRecord:
+    """One planned request. Times are integer nanoseconds on the load host's monotonic clock; None = did not happen.
+
+    trial              ordinal of the trial in the plan
+    index              index of the request in its trial, 0-based, warm-up first
+    phase              "warmup" or "measured"
+    outcome            a key of OUTCOMES
+    t_sched_ns         when it was due (open loop), or when its slot became free (closed loop)
+    t_send_ns          just before the first byte was handed to the socket
+    t_first_ns         arrival of the first chunk with a token, reasoning included
+    t_first_visible_ns arrival of the first chunk with a token that is not reasoning
+    t_last_ns          arrival of the last chunk with a token
+    t_done_ns          end of the response
+    connect_ns         duration of opening the connection this request used; None when it was open before
+    n_in, n_out        tokens as the server's usage says
+    token_source       "usage", "token_ids" or None: where n_out comes from
+    timestamp_source   "kernel" (SO_TIMESTAMPNS) or "user" (read in the process)
+    chunk_ns           arrival of each chunk with a token
+    chunk_tokens       tokens in each of them; None when the server does not tell
+    chunk_read_events  token-bearing events in the read that completed each chunk (1 = alone; more = coalesced)
+    tail_in_last_read  the read of the last chunk also held later events (finish reason, usage, terminator)
+    """
+
+    trial: int
+    index: int
+    phase: str
+    outcome: str
+    detail: str | None = None
+    http_status: int | None = None
+    finish_reason: str | None = None
+    prompt_hash: str = ""
+    input_tokens_planned: int
+    output_tokens_planned: int
+    n_in: int | None = None
+    n_out: int | None = None
+    token_source: str | None = None
+    t_sched_ns: int
+    t_send_ns: int | None = None
+    t_first_ns: int | None = None
+    t_first_visible_ns: int | None = None
+    t_last_ns: int | None = None
+    t_done_ns: int | None = None
+    connect_ns: int | None = None
+    timestamp_source: str | None = None
+    bytes_received: int = 0
+    worker: int = 0
+    chunk_ns: Sequence[int] = ()
+    chunk_tokens: Sequence[int] | None = None
+    chunk_read_events: Sequence[int] = ()
+    tail_in_last_read: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientAudit:
+    """What the load client says of itself for one trial. Ratios are 0..1, None = not known on this system.
+
+    send_lag_*_s              t_send − t_sched over sent requests
+    loop_lag_p99_s            how late the event loop woke for its timers
+    stamp_lag_p50/p99_s       user-space read time − kernel receive time, over stamped reads
+    num_reads                 reads that completed at least one token-bearing event
+    num_coalesced_reads       those that completed more than one
+    cpu_s, wall_s             CPU time of the worker (user + system) and wall time, over the trial
+    gc_collections            garbage collections while streams were live
+    steal_ratio               CPU time taken by the hypervisor / total CPU time of the host
+    clock_steps               steps of the wall clock seen; stamps across them were discarded
+    """
+
+    cpu_s: float
+    wall_s: float
+    send_lag_p50_s: float | None
+    send_lag_p99_s: float | None
+    send_lag_max_s: float | None
+    loop_lag_p99_s: float | None
+    stamp_lag_p50_s: float | None
+    stamp_lag_p99_s: float | None
+    num_reads: int
+    num_coalesced_reads: int
+    gc_collections: int
+    steal_ratio: float | None
+    clock_steps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerFacts:
+    """What is known of a started or attached server; recorded once for each block.
+
+    Missing facts are None. `kv_capacity_tokens`: tokens of KV cache over the deployment; `weights_bytes`: over all GPUs.
+    `config`: the resolved settings of the server, as it tells them. `emulated`: its numbers come from a model of the
+    hardware.
+    """
+
+    engine: str
+    version: str | None
+    emulated: bool
+    served_model: str | None
+    max_model_len: int | None
+    kv_cache_dtype: str | None
+    kv_capacity_tokens: int | None
+    weights_bytes: int | None
+    gpu_name: str | None
+    quantization: str | None
+    kernels: dict[str, str]
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialFacts:
+    """One trial as it was played. Times: integer nanoseconds on the load host's monotonic clock.
+
+    status       "played", "interrupted", "worker_lost", "engine_died" or "not_played"
+    engine_stats counters of the engine over this trial, by our names: step_slip_ratio (emulated only), num_preemptions,
+                 prefix_cache_hit_tokens, kv_usage_max_ratio
+    """
+
+    trial: int
+    block: int
+    arm: str
+    comparison: int | None
+    pair: int
+    load_point: int
+    status: str
+    t_start_ns: int | None
+    t_end_ns: int | None
+    audit: ClientAudit | None
+    engine_stats: dict[str, float]
+
+
+_SCALARS: list[tuple[str, pa.DataType, bool]] = [
+    ("trial", pa.int32(), False),
+    ("index", pa.int32(), False),
+    ("phase", pa.string(), False),
+    ("outcome", pa.string(), False),
+    ("detail", pa.string(), True),
+    ("http_status", pa.int16(), True),
+    ("finish_reason", pa.string(), True),
+    ("prompt_hash", pa.string(), False),
+    ("input_tokens_planned", pa.int32(), False),
+    ("output_tokens_planned", pa.int32(), False),
+    ("n_in", pa.int32(), True),
+    ("n_out", pa.int32(), True),
+    ("token_source", pa.string(), True),
+    ("t_sched_ns", pa.int64(), False),
+    ("t_send_ns", pa.int64(), True),
+    ("t_first_ns", pa.int64(), True),
+    ("t_first_visible_ns", pa.int64(), True),
+    ("t_last_ns", pa.int64(), True),
+    ("t_done_ns", pa.int64(), True),
+    ("connect_ns", pa.int64(), True),
+    ("timestamp_source", pa.string(), True),
+    ("bytes_received", pa.int64(), False),
+    ("worker", pa.int16(), False),
+    ("tail_in_last_read", pa.bool_(), False),
+]
+
+REQUEST_SCHEMA = pa.schema(
+    [pa.field(name, kind, nullable=nullable) for name, kind, nullable in _SCALARS]
+    + [
+        # The first element is relative to t_send_ns, the others to the chunk before. Microseconds, rounded cumulatively.
+        pa.field("chunk_delta_us", pa.list_(pa.int32()), nullable=False),
+        pa.field("chunk_tokens", pa.list_(pa.int32()), nullable=True),
+        pa.field("chunk_read_events", pa.list_(pa.uint8()), nullable=False),
+    ],
+    metadata={"perfsuite.schema": "requests/1"},
+)
+
+TELEMETRY_SCHEMA = pa.schema(
+    [
+        pa.field("t_ns", pa.int64(), nullable=False),  # monotonic clock of the load host, middle of the read
+        pa.field("read_ns", pa.int64(), nullable=False),  # how long the read took
+        pa.field("gpu", pa.int16(), nullable=False),
+        pa.field("gpu_uuid", pa.string(), nullable=False),
+        pa.field("power_w", pa.float64(), nullable=True),
+        pa.field("energy_j", pa.float64(), nullable=True),  # monotone counter, not a difference
+        pa.field("memory_used_bytes", pa.int64(), nullable=True),
+        pa.field("memory_total_bytes", pa.int64(), nullable=True),
+        pa.field("utilization_ratio", pa.float64(), nullable=True),
+        pa.field("sm_clock_mhz", pa.float64(), nullable=True),
+        pa.field("temperature_c", pa.float64(), nullable=True),
+        pa.field("emulated", pa.bool_(), nullable=False),
+        pa.field("error", pa.string(), nullable=True),  # reason code when a field could not be read
+    ],
+    metadata={"perfsuite.schema": "telemetry/1"},
+)
+
+
+def chunk_deltas_us(t_send_ns: int, chunk_ns: Sequence[int]) -> np.ndarray[Any, np.dtype[np.int32]]:
+    """Gaps in microseconds, int32, shape (num_chunks,): first from t_send_ns, then from chunk to chunk.
+
+    Each arrival is rounded once, as an offset from t_send_ns, so that gaps add up to the rounded offset: rounding
+    errors do not accumulate. A gap beyond int32 (35 minutes) is clipped.
+    """
+    offsets_us = np.rint((np.asarray(chunk_ns, dtype=np.int64) - t_send_ns) / 1000).astype(np.int64)
+    gaps = np.diff(offsets_us, prepend=0)
+    return np.clip(gaps, -(2**31), 2**31 - 1).astype(np.int32)
+
+
+def request_batch(records: Sequence[RequestRecord]) -> pa.RecordBatch:
+    """Records as one Arrow batch of REQUEST_SCHEMA."""
+    columns = [pa.array([getattr(r, name) for r in records], kind) for name, kind, _ in _SCALARS]
+    deltas = [chunk_deltas_us(r.t_send_ns or r.t_sched_ns, r.chunk_ns) for r in records]
+    columns.append(pa.array(deltas, pa.list_(pa.int32())))
+    columns.append(pa.array([r.chunk_tokens for r in records], pa.list_(pa.int32())))
+    columns.append(pa.array([list(r.chunk_read_events) for r in records], pa.list_(pa.uint8())))
+    return pa.RecordBatch.from_arrays(columns, schema=REQUEST_SCHEMA)

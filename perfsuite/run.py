@@ -1,0 +1,324 @@
+"""The composer: plays a scenario's plan against its engines and keeps everything in a bundle. Knows all the I/O."""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from perfsuite.analysis.differences import refuse_confounds
+from perfsuite.analysis.summary import RunSummary, summarise
+from perfsuite.clock import monotonic_ns
+from perfsuite.engines import Server, preflight, start_engine, stop_leftover_mark
+from perfsuite.errors import EngineError, Interrupted
+from perfsuite.library import check_arm
+from perfsuite.load.client import PlayOrder, PlayReport, Progress, Target
+from perfsuite.load.workers import LoadWorker, start_worker
+from perfsuite.records import TrialFacts
+from perfsuite.report.live import Live
+from perfsuite.scenario.files import file_digest, load_prompt_rows, load_scenario, parse_scenario
+from perfsuite.scenario.plan import Block, Plan, Trial, build_plan, request_specs
+from perfsuite.scenario.schema import Scenario
+from perfsuite.scenario.workload import PromptRows
+from perfsuite.store.bundle import Bundle, open_bundle, open_request_sink
+from perfsuite.store.reading import BundleData, read_bundle
+from perfsuite.telemetry.sampler import Sampler, start_sampler
+
+MAX_ENGINE_DEATHS = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A scenario that may run: checked, with its plan and prompt rows. `text` is what the bundle keeps."""
+
+    path: Path
+    text: str
+    scenario: Scenario
+    plan: Plan
+    rows: PromptRows | None
+
+
+@dataclass(slots=True)
+class StopRequest:
+    """How urgently a run is asked to stop: 0 go on, 1 stop issuing and drain, 2 cancel what is in flight."""
+
+    level: int = 0
+    signal_number: int = 0
+
+    def ask(self, signal_number: int, _frame: FrameType | None = None) -> None:
+        self.level = min(2, self.level + 1)
+        self.signal_number = signal_number
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """SIGINT, SIGTERM and SIGHUP raise the level of the StopRequest instead of ending the process."""
+    stop = StopRequest()
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, stop.ask) for number in numbers}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def prepare(path: Path, *, seed: int | None = None) -> Prepared:
+    """Load, check and plan a scenario. `seed` replaces the file's. Raises ScenarioError."""
+    scenario, text = load_scenario(path)
+    if seed is not None:
+        text = re.sub(r"(?m)^seed:.*\n?", "", text).rstrip("\n") + f"\nseed: {seed}\n"
+        scenario = parse_scenario(text, name=str(path))
+    for name, arm in scenario.arms.items():
+        check_arm(arm, where=f"{path}: arms.{name}")
+    refuse_confounds(scenario, where=str(path))
+    rows = load_prompt_rows(scenario.workload, path)
+    plan = build_plan(
+        scenario,
+        num_file_rows=len(rows.rows) if rows else 0,
+        file_digest=file_digest(scenario.workload, path),
+    )
+    return Prepared(path=path, text=text, scenario=scenario, plan=plan, rows=rows)
+
+
+def run_scenario(
+    prepared: Prepared, results: Path, *, stop: StopRequest, on_live: Callable[[Live], None]
+) -> tuple[Path, RunSummary]:
+    """Play every block and trial; the path of the finished bundle and its summary.
+
+    Raises EngineError, WorkerLost or Interrupted after the bundle was finalized with what there was.
+    """
+    with open_bundle(results, prepared.plan, scenario_text=prepared.text) as bundle:
+        run = _Run(prepared=prepared, bundle=bundle, stop=stop, on_live=on_live)
+        try:
+            with start_worker(open_request_sink) as worker, start_sampler() as sampler:
+                _play_blocks(run, worker, sampler)
+        except BaseException as error:
+            bundle.event("aborted", error=f"{type(error).__name__}: {error}")
+            bundle.finalize("interrupted" if stop.level else "failed")
+            raise
+        run.show("finalizing")
+        bundle.finalize("interrupted" if stop.level else "complete")
+    summary = summarise_bundle(read_bundle(bundle.path))
+    if stop.level:
+        raise Interrupted(stop.signal_number, f"interrupted; what was measured is in {bundle.path}")
+    return bundle.path, summary
+
+
+def summarise_bundle(data: BundleData) -> RunSummary:
+    """The summary of a bundle: a pure function of what it holds."""
+    return summarise(
+        scenario=data.scenario,
+        load_points=data.plan.load_points,
+        requests=data.requests,
+        telemetry=data.telemetry,
+        trials=data.trials,
+        servers=data.servers,
+    )
+
+
+@dataclass(slots=True)
+class _Run:
+    """What the steps of one run share."""
+
+    prepared: Prepared
+    bundle: Bundle
+    stop: StopRequest
+    on_live: Callable[[Live], None]
+    started: float = field(default_factory=time.monotonic)
+    blocks_done: int = 0
+    engine_deaths: int = 0
+    live: Live | None = None
+    last: Progress | None = None
+
+    def show(self, step: str, **changes: Any) -> None:
+        """Tell the live view: `changes` are fields of Live."""
+        elapsed = time.monotonic() - self.started
+        num_blocks = len(self.prepared.plan.blocks)
+        eta = elapsed / self.blocks_done * (num_blocks - self.blocks_done) if self.blocks_done else None
+        if self.live is None:
+            self.live = Live(
+                run_id=self.bundle.run_id, step=step, block=0, num_blocks=num_blocks, arm="", load_point="",
+                trial=0, num_trials=len(self.prepared.plan.trials), elapsed_s=0.0, eta_s=None,
+                emulated=any(arm.engine == "emulated" for arm in self.prepared.scenario.arms.values()),
+            )  # fmt: skip
+        self.live = replace(self.live, step=step, elapsed_s=elapsed, eta_s=eta, **changes)
+        self.on_live(self.live)
+
+    def progress(self, progress: Progress) -> None:
+        """Pass a worker's progress on, with the tokens per second since the one before."""
+        rate = None
+        if self.last is not None and self.last.trial == progress.trial and progress.t_ns > self.last.t_ns:
+            rate = (progress.num_tokens - self.last.num_tokens) / ((progress.t_ns - self.last.t_ns) / 1e9)
+        self.last = progress
+        self.show(
+            "playing",
+            in_flight=progress.in_flight,
+            num_done=progress.num_done,
+            num_failed=progress.num_failed,
+            tokens_per_s=rate,
+        )
+
+
+def _play_blocks(run: _Run, worker: LoadWorker, sampler: Sampler) -> None:
+    for block in run.prepared.plan.blocks:
+        if run.stop.level:
+            return
+        _play_block(run, block, worker, sampler)
+        run.blocks_done += 1
+        if run.engine_deaths > MAX_ENGINE_DEATHS:
+            raise EngineError(
+                f"the engine died in {run.engine_deaths} blocks", where=str(run.bundle.path), cure="read the logs there"
+            )
+
+
+def _play_block(run: _Run, block: Block, worker: LoadWorker, sampler: Sampler) -> None:
+    scenario, bundle = run.prepared.scenario, run.bundle
+    arm = scenario.arms[block.arm]
+    run.show("starting engine", block=block.ordinal + 1, arm=block.arm)
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(
+                start_engine(
+                    arm,
+                    name=block.arm,
+                    model=scenario.model,
+                    seed=_engine_seed(scenario, block),
+                    timeouts=scenario.timeouts,
+                    log_path=bundle.log_path(block.ordinal, block.arm),
+                    truth_log_path=bundle.truth_log_path(block.ordinal) if arm.emulator.truth_log else None,
+                    on_process=lambda mark: bundle.add_process(asdict(mark)),
+                    should_stop=lambda: run.stop.level > 0,
+                )
+            )
+            preflight(server, arm, scenario)
+        except Interrupted:
+            return
+        bundle.add_server(block.ordinal, server.facts)
+        source = server.gpu_source if scenario.telemetry.source != "none" else "none"
+        stack.enter_context(sampler.sampling(source, bundle.telemetry_path(block.ordinal), scenario.telemetry.hz))
+        for trial in block.trials:
+            if run.stop.level or not server.is_alive():
+                break
+            _play_trial(run, trial, server, worker)
+
+
+def _engine_seed(scenario: Scenario, block: Block) -> int:
+    """Another seed for each start of an engine, the same when the run is repeated."""
+    return (scenario.seed * 1_000_003 + block.ordinal) % 2**31
+
+
+def _play_trial(run: _Run, trial: Trial, server: Server, worker: LoadWorker) -> None:
+    prepared, bundle = run.prepared, run.bundle
+    point = prepared.plan.load_points[trial.load_point]
+    run.show("playing", trial=trial.ordinal + 1, load_point=point.label)
+    order = PlayOrder(
+        trial=trial.ordinal,
+        point=point,
+        specs=request_specs(prepared.scenario, point, trial, prepared.plan.num_file_rows),
+        workload=prepared.scenario.workload,
+        prompt_rows=prepared.rows,
+        timeouts=prepared.scenario.timeouts,
+    )
+    before = server.stats()
+    bundle.event("trial_started", trial=trial.ordinal, arm=trial.arm, load_point=point.label)
+    report = worker.play(
+        order,
+        _target(server, prepared.scenario),
+        bundle.request_path(trial.ordinal),
+        on_progress=run.progress,
+        stop_level=lambda: run.stop.level,
+    )
+    alive = server.is_alive()
+    bundle.add_trial(_facts(trial, report, alive, _stats_over(before, server.stats() if alive else {})))
+    if not alive:
+        run.engine_deaths += 1
+        bundle.event("engine_died", block=trial.block, arm=trial.arm, log_tail=server.log_tail())
+
+
+def _target(server: Server, scenario: Scenario) -> Target:
+    return Target(
+        url=server.url,
+        api=scenario.workload.api,
+        model=server.served_model,
+        dialect=server.dialect,
+        headers=server.headers,
+        vocab_size=server.vocab_size,
+    )
+
+
+def _facts(trial: Trial, report: PlayReport, alive: bool, stats: dict[str, float]) -> TrialFacts:
+    status = "engine_died" if not alive else "interrupted" if report.interrupted else "played"
+    return TrialFacts(
+        trial=trial.ordinal,
+        block=trial.block,
+        arm=trial.arm,
+        comparison=trial.comparison,
+        pair=trial.pair,
+        load_point=trial.load_point,
+        status=status,
+        t_start_ns=report.t_start_ns,
+        t_end_ns=report.t_end_ns,
+        audit=report.audit,
+        engine_stats=stats,
+    )
+
+
+_GAUGES = ("num_running", "num_waiting", "kv_usage_ratio")
+
+
+def _stats_over(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
+    """Counters as differences over the trial; gauges and ratios are left out."""
+    return {
+        name: after[name] - before[name] for name in after if name in before and not name.endswith(("_ratio",)) and name not in _GAUGES
+    }
+
+
+def launch_script(scenario: Scenario) -> str:
+    """The shell commands that would start each arm's engine; the port stands as $PORT."""
+    lines = ["#!/bin/sh", f"# Engine commands of scenario {scenario.name}. Not run by this script's making."]
+    for name, arm in scenario.arms.items():
+        lines.append(f"\n# arm {name}")
+        if arm.engine == "attach":
+            lines.append(f"# attached: {arm.url} must be up already")
+            continue
+        command = launch_command(arm, name=name, model=scenario.model, seed=scenario.seed, port=None)
+        settings = "".join(f"{key}={shlex.quote(value)} " for key, value in command.env.items())
+        lines.append(settings + " ".join(word if word == "$PORT" else shlex.quote(word) for word in command.argv))
+    return "\n".join(lines) + "\n"
+
+
+def load_run(results: Path, ref: str) -> tuple[BundleData, RunSummary]:
+    """A bundle by reference and its summary. Raises StoreError."""
+    data = read_bundle(find_bundle(results, ref))
+    return data, summarise_bundle(data)
+
+
+def compare_runs(results: Path, ref: str, other: str | None) -> tuple[Path, RunSummary, tuple[ComparisonResult, ...]]:
+    """The comparisons inside one run, or of run `ref` (baseline) with run `other` (candidate), unpaired."""
+    path = find_bundle(results, ref)
+    data, summary = load_run(results, ref)
+    if other is None:
+        return path, summary, compare(summary)
+    other_data, other_summary = load_run(results, other)
+    return path, summary, compare_unpaired(summary, other_summary)
+
+
+def recover_runs(results: Path, ref: str) -> list[str]:
+    """Finish killed runs as partial; a line about each."""
+    if ref == "all":
+        rows = [row for row in list_bundles(results) if row.status == "running"]
+        paths = [row.path for row in rows if not is_alive(row.path)]
+    else:
+        paths = [find_bundle(results, ref)]
+    out = []
+    for path in paths:
+        data = recover_bundle(path, stop_leftover_mark)
+        out.append(f"{path.name}: {data.manifest['status']}, {data.requests.num_rows:,} records")
+    return out
