@@ -209,20 +209,22 @@ def emulate(
     truth_log: Annotated[Path | None, typer.Option(help="Write when each chunk was sent.")] = None,
 ) -> None:
     """Serve the embedded engine: vLLM's API over a model of 8×B200. Its numbers are emulated. Ctrl-C stops it."""
-    from perfsuite.run import serve_emulator
+    from perfsuite.emulator.config import EmulatorConfig
+    from perfsuite.emulator.server import serve
 
-    serve_emulator(
+    config = EmulatorConfig(
         checkpoint=checkpoint,
         host=host,
         port=port,
         gpus=gpus,
+        tensor=gpus,
         attention_data=attention_data,
         kv_cache_dtype=kv_cache_dtype,
         max_num_seqs=max_num_seqs,
         seed=seed,
         truth_log=truth_log,
-        on_ready=lambda url: print(f"emulated engine at {url} (its numbers are emulated)", file=sys.stderr),
     )
+    serve(config, on_ready=lambda url: print(f"emulated engine at {url} (its numbers are emulated)", file=sys.stderr))
 
 
 def _print_answer(path: Path, summary: Any, comparisons: Any, *, json: bool) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -12,22 +14,25 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from perfsuite.analysis.compare import ComparisonResult, compare, compare_unpaired
 from perfsuite.analysis.differences import refuse_confounds
 from perfsuite.analysis.summary import RunSummary, summarise
 from perfsuite.clock import monotonic_ns
-from perfsuite.engines import Server, preflight, start_engine, stop_leftover_mark
+from perfsuite.engines import Server, launch_command, preflight, start_engine, stop_leftover_mark
+from perfsuite.engines.process import mark_process
 from perfsuite.errors import EngineError, Interrupted
-from perfsuite.library import check_arm
-from perfsuite.load.client import PlayOrder, PlayReport, Progress, Target
-from perfsuite.load.workers import LoadWorker, start_worker
+from perfsuite.load.order import PlayOrder, PlayReport, Progress, Target
+from perfsuite.load.workers import LoadWorker, WorkerLost, start_worker
 from perfsuite.records import TrialFacts
 from perfsuite.report.live import Live
+from perfsuite.scenario.check import check_against_library
 from perfsuite.scenario.files import file_digest, load_prompt_rows, load_scenario, parse_scenario
 from perfsuite.scenario.plan import Block, Plan, Trial, build_plan, request_specs
 from perfsuite.scenario.schema import Scenario
 from perfsuite.scenario.workload import PromptRows
 from perfsuite.store.bundle import Bundle, open_bundle, open_request_sink
-from perfsuite.store.reading import BundleData, read_bundle
+from perfsuite.store.reading import BundleData, find_bundle, is_alive, list_bundles, read_bundle
+from perfsuite.store.recover import recover_bundle
 from perfsuite.telemetry.sampler import Sampler, start_sampler
 
 MAX_ENGINE_DEATHS = 2
@@ -75,8 +80,9 @@ def prepare(path: Path, *, seed: int | None = None) -> Prepared:
     if seed is not None:
         text = re.sub(r"(?m)^seed:.*\n?", "", text).rstrip("\n") + f"\nseed: {seed}\n"
         scenario = parse_scenario(text, name=str(path))
+    check_against_library(scenario, name=str(path))
     for name, arm in scenario.arms.items():
-        check_arm(arm, where=f"{path}: arms.{name}")
+        launch_command(arm, name=name, model=scenario.model, seed=scenario.seed, port=None)
     refuse_confounds(scenario, where=str(path))
     rows = load_prompt_rows(scenario.workload, path)
     plan = build_plan(
@@ -94,21 +100,26 @@ def run_scenario(
 
     Raises EngineError, WorkerLost or Interrupted after the bundle was finalized with what there was.
     """
-    with open_bundle(results, prepared.plan, scenario_text=prepared.text) as bundle:
+    with open_bundle(
+        results, prepared.plan, scenario_text=prepared.text, secrets=_secrets(prepared.scenario)
+    ) as bundle:
         run = _Run(prepared=prepared, bundle=bundle, stop=stop, on_live=on_live)
-        try:
-            with start_worker(open_request_sink) as worker, start_sampler() as sampler:
-                _play_blocks(run, worker, sampler)
-        except BaseException as error:
-            bundle.event("aborted", error=f"{type(error).__name__}: {error}")
-            bundle.finalize("interrupted" if stop.level else "failed")
-            raise
+        with start_worker(open_request_sink) as worker, start_sampler() as sampler:
+            for kind, pid in (("load_worker", worker.pid), ("sampler", sampler.pid)):
+                bundle.add_process(asdict(mark_process(pid, kind=kind, port=0)))
+            _play_blocks(run, worker, sampler)
         run.show("finalizing")
         bundle.finalize("interrupted" if stop.level else "complete")
     summary = summarise_bundle(read_bundle(bundle.path))
     if stop.level:
         raise Interrupted(stop.signal_number, f"interrupted; what was measured is in {bundle.path}")
     return bundle.path, summary
+
+
+def _secrets(scenario: Scenario) -> list[str]:
+    """Values of the environment that must reach no file."""
+    names = [arm.api_key.strip("${}") for arm in scenario.arms.values() if arm.api_key]
+    return [os.environ[name] for name in names if os.environ.get(name)]
 
 
 def summarise_bundle(data: BundleData) -> RunSummary:
@@ -197,7 +208,7 @@ def _play_block(run: _Run, block: Block, worker: LoadWorker, sampler: Sampler) -
                     should_stop=lambda: run.stop.level > 0,
                 )
             )
-            preflight(server, arm, scenario)
+            preflight(server, arm, scenario, should_stop=lambda: run.stop.level > 0)
         except Interrupted:
             return
         bundle.add_server(block.ordinal, server.facts)
@@ -207,6 +218,7 @@ def _play_block(run: _Run, block: Block, worker: LoadWorker, sampler: Sampler) -
             if run.stop.level or not server.is_alive():
                 break
             _play_trial(run, trial, server, worker)
+        bundle.event("telemetry", block=block.ordinal, **asdict(sampler.status()))
 
 
 def _engine_seed(scenario: Scenario, block: Block) -> int:
@@ -228,15 +240,20 @@ def _play_trial(run: _Run, trial: Trial, server: Server, worker: LoadWorker) -> 
     )
     before = server.stats()
     bundle.event("trial_started", trial=trial.ordinal, arm=trial.arm, load_point=point.label)
-    report = worker.play(
-        order,
-        _target(server, prepared.scenario),
-        bundle.request_path(trial.ordinal),
-        on_progress=run.progress,
-        stop_level=lambda: run.stop.level,
-    )
+    try:
+        report = worker.play(
+            order,
+            _target(server, prepared.scenario),
+            bundle.request_path(trial.ordinal),
+            on_progress=run.progress,
+            stop_level=lambda: run.stop.level,
+        )
+    except WorkerLost:
+        bundle.add_trial(_facts(trial, None, "worker_lost", {}))
+        raise
     alive = server.is_alive()
-    bundle.add_trial(_facts(trial, report, alive, _stats_over(before, server.stats() if alive else {})))
+    status = "engine_died" if not alive else "interrupted" if report.interrupted else "played"
+    bundle.add_trial(_facts(trial, report, status, _stats_over(before, server.stats() if alive else {})))
     if not alive:
         run.engine_deaths += 1
         bundle.event("engine_died", block=trial.block, arm=trial.arm, log_tail=server.log_tail())
@@ -253,8 +270,7 @@ def _target(server: Server, scenario: Scenario) -> Target:
     )
 
 
-def _facts(trial: Trial, report: PlayReport, alive: bool, stats: dict[str, float]) -> TrialFacts:
-    status = "engine_died" if not alive else "interrupted" if report.interrupted else "played"
+def _facts(trial: Trial, report: PlayReport | None, status: str, stats: dict[str, float]) -> TrialFacts:
     return TrialFacts(
         trial=trial.ordinal,
         block=trial.block,
@@ -263,21 +279,19 @@ def _facts(trial: Trial, report: PlayReport, alive: bool, stats: dict[str, float
         pair=trial.pair,
         load_point=trial.load_point,
         status=status,
-        t_start_ns=report.t_start_ns,
-        t_end_ns=report.t_end_ns,
-        audit=report.audit,
+        t_start_ns=report.t_start_ns if report else None,
+        t_end_ns=report.t_end_ns if report else None,
+        audit=report.audit if report else None,
         engine_stats=stats,
     )
 
 
-_GAUGES = ("num_running", "num_waiting", "kv_usage_ratio")
+_GAUGES = ("num_running", "num_waiting", "kv_usage_ratio", "kv_usage_max_ratio")
 
 
 def _stats_over(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
-    """Counters as differences over the trial; gauges and ratios are left out."""
-    return {
-        name: after[name] - before[name] for name in after if name in before and not name.endswith(("_ratio",)) and name not in _GAUGES
-    }
+    """Counters as differences over the trial; gauges are left out."""
+    return {name: after[name] - before[name] for name in after if name in before and name not in _GAUGES}
 
 
 def launch_script(scenario: Scenario) -> str:

@@ -94,7 +94,9 @@ def _parse_yaml(text: str, name: str) -> tuple[Any, dict[Loc, int]]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
-        raise ScenarioError(f"not valid YAML: {error.problem}", where=where, cure="check indentation and quotes") from None
+        raise ScenarioError(
+            f"not valid YAML: {error.problem}", where=where, cure="check indentation and quotes"
+        ) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ScenarioError(f"not valid YAML: {error}", where=name) from None
 
@@ -284,9 +286,9 @@ def _prompt_row(where: str, row: Any, workload: Workload) -> PromptRow:
     elif workload.api == "completions":
         raise ScenarioError("a row needs the key prompt, a text", where=where, found=_short(row))
     elif not (isinstance(messages, list) and messages and all(isinstance(m, dict) for m in messages)):
-        raise ScenarioError("a row needs the key messages (a list of objects) or prompt", where=where, found=_short(row))
+        raise ScenarioError(
+            "a row needs the key messages (a list of objects) or prompt", where=where, found=_short(row)
+        )
     if tokens is not None and (not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1):
         raise ScenarioError("output_tokens of a row is an integer of at least 1", where=where, found=_short(tokens))
-    return PromptRow(
-        prompt=prompt if workload.api == "completions" else None, messages=messages, output_tokens=tokens
-    )
+    return PromptRow(prompt=prompt if workload.api == "completions" else None, messages=messages, output_tokens=tokens)

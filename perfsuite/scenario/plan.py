@@ -235,17 +235,13 @@ def _block_order(scenario: Scenario) -> Iterator[tuple[str, int | None, int]]:
                 yield arm, index, pair
 
 
-def _number(
-    order: Iterator[tuple[str, int | None, int]], points: Sequence[LoadPoint], seed: int
-) -> Iterator[Block]:
+def _number(order: Iterator[tuple[str, int | None, int]], points: Sequence[LoadPoint], seed: int) -> Iterator[Block]:
     ordinal = 0
     for number, (arm, comparison, pair) in enumerate(order):
         trials = []
         for point in _rng(seed, SeedDimension.ORDER, pair, 0).permutation(len(points)):
             trials.append(
-                Trial(
-                    ordinal=ordinal, block=number, arm=arm, comparison=comparison, pair=pair, load_point=int(point)
-                )
+                Trial(ordinal=ordinal, block=number, arm=arm, comparison=comparison, pair=pair, load_point=int(point))
             )
             ordinal += 1
         yield Block(ordinal=number, arm=arm, comparison=comparison, pair=pair, trials=tuple(trials))
@@ -303,9 +299,7 @@ def _lengths(rng: np.random.Generator, tokens: TokenRange | None, num: int) -> N
     return rng.integers(tokens.min, tokens.max, num, dtype=np.int32, endpoint=True)
 
 
-def _prefixes(
-    rng: np.random.Generator, workload: Workload, num: int
-) -> tuple[NDArray[np.uint64], NDArray[np.int32]]:
+def _prefixes(rng: np.random.Generator, workload: Workload, num: int) -> tuple[NDArray[np.uint64], NDArray[np.int32]]:
     prefix = workload.shared_prefix
     if prefix is None:
         return np.zeros(num, dtype=np.uint64), np.zeros(num, dtype=np.int32)

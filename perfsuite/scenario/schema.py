@@ -169,7 +169,9 @@ class Workload(Strict):
     output_tokens: TokenCount | None = None
     shared_prefix: SharedPrefix | None = None
     path: str | None = Field(default=None, description="file only: path relative to the scenario file")
-    ignore_eos: bool = Field(default=True, description="ask for exactly output_tokens; off for endpoints that refuse it")
+    ignore_eos: bool = Field(
+        default=True, description="ask for exactly output_tokens; off for endpoints that refuse it"
+    )
     temperature: float = Field(default=0.0, ge=0, le=2)
     top_p: float = Field(default=1.0, gt=0, le=1)
     extra_body: dict[str, Any] = Field(default_factory=dict, description="more fields of each request body")
@@ -292,7 +294,9 @@ class TelemetrySettings(Strict):
     hz: float = Field(default=10.0, gt=0, le=100)
 
 
-PrimaryMetric = Literal["output_tps_per_gpu", "ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "tpot_p99_s", "j_per_output_token"]
+PrimaryMetric = Literal[
+    "output_tps_per_gpu", "ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "tpot_p99_s", "j_per_output_token"
+]
 DEFAULT_PRIMARY_METRICS: tuple[PrimaryMetric, ...] = ("output_tps_per_gpu", "ttft_p50_s", "tpot_p50_s")
 
 

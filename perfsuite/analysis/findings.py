@@ -1,0 +1,308 @@
+"""Findings: what to doubt in a run, and what to do next. The numbers stand; these say how far to trust them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from perfsuite.analysis.checks import COALESCED_FINDING_RATIO, REASONS
+from perfsuite.analysis.compare import ComparisonResult
+from perfsuite.analysis.energy import ENERGY_REASONS, WIDE_BOUND_PERIODS
+from perfsuite.analysis.metrics import min_samples
+from perfsuite.analysis.stats import SCOUT_PAIRS
+from perfsuite.analysis.summary import RunSummary, TrialSummary
+
+OUTPUT_LENGTH_RATIO = 0.01  # mean output tokens of the arms differ by more
+INPUT_LENGTH_RATIO = 0.02  # input tokens as the server counts them differ from the plan by more
+TREND_CUT_RATIO = 0.5  # MSER-5 at its bound
+SHORT_WINDOW_S = 10.0
+
+SEVERITIES = ("critical", "warning", "info")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """Something to doubt. severity: critical (do not use the number), warning (doubt it), info (know it)."""
+
+    code: str
+    severity: str
+    text: str
+    cure: str
+
+
+Check = Callable[[RunSummary, Sequence[ComparisonResult]], Iterator[Finding]]
+
+
+def find(summary: RunSummary, comparisons: Sequence[ComparisonResult] = ()) -> tuple[Finding, ...]:
+    """Every finding of a run and its comparisons, the gravest first."""
+    found = [finding for check in _CHECKS for finding in check(summary, comparisons)]
+    return tuple(sorted(found, key=lambda finding: SEVERITIES.index(finding.severity)))
+
+
+def _emulated(summary: RunSummary, _comparisons: Sequence[ComparisonResult]) -> Iterator[Finding]:
+    if summary.is_emulated:
+        yield Finding(
+            code="emulated",
+            severity="warning",
+            text="the numbers come from a model of the hardware, not from hardware",
+            cure="use them to try the tool and the scenario; measure on GPUs before quoting any",
+        )
+
+
+def _not_comparable(_summary: RunSummary, comparisons: Sequence[ComparisonResult]) -> Iterator[Finding]:
+    for comparison in comparisons:
+        if not comparison.comparable:
+            yield Finding(
+                code="not_comparable",
+                severity="critical",
+                text=f"{comparison.candidate} against {comparison.baseline}: {comparison.reason}",
+                cure="`perfsuite check` says why trials are invalid; repair that and run again",
+            )
+
+
+def _confounds(_summary: RunSummary, comparisons: Sequence[ComparisonResult]) -> Iterator[Finding]:
+    for comparison in comparisons:
+        keys = [row.key for row in comparison.differences if row.kind == "confound"]
+        if keys:
+            yield Finding(
+                code="confounded",
+                severity="warning",
+                text=f"{comparison.candidate} and {comparison.baseline} differ by choice in {', '.join(keys)}",
+                cure="the ratio is of the whole settings; make them equal to see what the checkpoint alone does",
+            )
+
+
+def _validity(summary: RunSummary, _comparisons: Sequence[ComparisonResult]) -> Iterator[Finding]:
+    for validity, severity in (("invalid", "critical"), ("degraded", "warning")):
+        trials = [trial for trial in summary.trials if trial.validity == validity]
+        codes = Counter(reason.code for trial in trials for reason in trial.reasons)
+        if trials:
+            counts = ", ".join(f"{code} ({num})" for code, num in codes.most_common())
+            yield Finding(
+                code=f"{validity}_trials",
+                severity=severity,
+                text=f"{len(trials)} of {len(summary.trials)} trials are {validity}: {counts}",
+                cure=REASONS[codes.most_common(1)[0][0]].cure,
+            )
+
+
+def _missing_trials(summary: RunSummary, _comparisons: Sequence[ComparisonResult]) -> Iterator[Finding]:
+    num_blocks = summary.scenario.blocks * (2 * len(summary.scenario.comparisons) or len(summary.scenario.arms))
+    missing = num_blocks * len(summary.load_points) - len(summary.trials)
+    if missing > 0:
+        yield Finding(
+            code="missing_trials",
+            severity="warning",
+            text=f"{missing} of {missing + len(summary.trials)} planned trials were not played",
+            cure="run the scenario again; this bundle is partial",
+        )
+
+
+def _scout(summary: RunSummary, comparisons: Sequence[ComparisonResult]) -> Iterator[Finding]:
+    pairs = [point.num_pairs for comparison in comparisons for point in comparison.points if point.label == "scout"]
+    if pairs:
+        yield Finding(
+            code="scout",
+            severity="warning",
+            text=f"a scout: {min(pairs)} pairs; verdicts are meant for {SCOUT_PAIRS} or more",
+            cure=f"set blocks: {max(SCOUT_PAIRS, summary.scenario.blocks + 2)} in the scenario",
+        )
+
+
+def _unpaired(_summary: RunSummary, comparisons: Sequence[ComparisonResult]) -> Iterator[Finding]:
+    if any(point.label == "unpaired" for comparison in comparisons for point in comparison.points):
+        yield Finding(
+            code="unpaired",
+            severity="warning",
+            text="two runs, not pairs: whatever drifted between them (heat, host, driver) is in the ratio",
+            cure="put both arms into one scenario and compare them in pairs",
+        )
+
+
+def _inconclusive(_summary: RunSummary, comparisons: Sequence[ComparisonResult]) -> Iterator[Finding]:
+    for comparison in comparisons:
+        rows = [
+            (row.verdict.pairs_to_settle or 0, f"{row.metric.label} at {point.load_label}")
+            for point in comparison.points
+            for row in point.metrics
+            if row.is_primary and row.verdict.word == "inconclusive"
+        ]
+        if rows:
+            pairs, what = max(rows)
+            wanted = f"about {pairs:,} pairs would settle all of them" if pairs else "more trials would settle them"
+            yield Finding(
+                code="inconclusive",
+                severity="warning",
+                text=f"{len(rows)} primary verdicts are inconclusive; the furthest is {what}",
+                cure=f"{wanted}, if the spread stays as it is" + (f": blocks: {pairs}" if pairs else ""),
+            )
+
+
+def _percentiles(summary: RunSummary, _comparisons: Sequence[ComparisonResult]) -> Iterator[Finding]:
+    counts = [trial.num_ok for trial in summary.trials if trial.is_usable]
+    if counts and min(counts) < min_samples(99):
+        wants = any(name.endswith("_p99_s") for name in summary.scenario.primary_metrics)
+        yield Finding(
+            code="no_p99",
+            severity="warning" if wants else "info",
+            text=f"no p99: {min(counts):,} answered requests in a trial, {min_samples(99)} are needed",
+            cure=f"plan at least {min_samples(99)} measured requests in each trial",
+        )
+
+
+def _energy(summary: RunSummary, _comparisons: Sequence[ComparisonResult]) -> Iterator[Finding]:
+    usable = [trial for trial in summary.trials if trial.is_usable and summary.scenario.arms[trial.arm].gpus]
+    reasons = Counter(trial.energy.reason for trial in usable if trial.energy.reason not in (None, "no_window"))
+    for reason, num in reasons.items():
+        yield Finding(
+            code="no_energy",
+            severity="info" if reason == "no_telemetry" else "warning",
+            text=f"{num} of {len(usable)} trials have no energy: {ENERGY_REASONS[str(reason)]}",
+            cure="longer trials" if reason == "window_too_short" else "check `telemetry` of the scenario and the GPUs",
+        )
+    wide = [trial for trial in usable if (trial.energy.num_periods or WIDE_BOUND_PERIODS) < WIDE_BOUND_PERIODS]
+    if wide:
+        bound = max(trial.metrics["energy_bound_ratio"] or 0.0 for trial in wide)
+        yield Finding(
+            code="energy_bound",
+            severity="warning",
+            text=f"energy is known to ± {bound:.0%} only: the counter refreshes too seldom for the window",
+            cure=f"trials with windows of at least {WIDE_BOUND_PERIODS} refresh periods",
+        )
+
+
+def _coalesced(summary: RunSummary, _comparisons: Sequence[ComparisonResult]) -> Iterator[Finding]:
+    shares = [trial.coalesced_ratio for trial in summary.trials if trial.coalesced_ratio is not None]
+    if shares and max(shares) > COALESCED_FINDING_RATIO:
+        yield Finding(
+            code="coalesced_reads",
+            severity="info",
+            text=f"up to {max(shares):.1%} of the reads held several events, which share one timestamp",
+            cure="gaps that touch them are left out; a lower load or a faster client makes fewer",
+        )
+
+
+def _output_lengths(summary: RunSummary, comparisons: Sequence[ComparisonResult]) -> Iterator[Finding]:
+    for comparison, point, baseline, candidate in _sides(summary, comparisons):
+        lengths = [_median(trial.mean_output_tokens for trial in side) for side in (baseline, candidate)]
+        if lengths[0] and lengths[1] and abs(lengths[1] / lengths[0] - 1) > OUTPUT_LENGTH_RATIO:
+            yield Finding(
+                code="output_lengths",
+                severity="warning",
+                text=f"answers differ in length at {point}: {comparison.baseline} {lengths[0]:.1f}, "
+                f"{comparison.candidate} {lengths[1]:.1f} tokens",
+                cure="set ignore_eos: true where the endpoint allows it, and look at the answers",
+            )
+
+
+def _prompts(summary: RunSummary, comparisons: Sequence[ComparisonResult]) -> Iterator[Finding]:
+    for _comparison, point, baseline, candidate in _sides(summary, comparisons):
+        pairs = zip(baseline, candidate, strict=False)
+        if any(b.prompts_digest and c.prompts_digest and b.prompts_digest != c.prompts_digest for b, c in pairs):
+            yield Finding(
+                code="prompts_differ",
+                severity="warning",
+                text=f"the arms got different prompts at {point}",
+                cure="check that both arms have the same vocabulary and API; lengths are planned equal",
+            )
+
+
+def _input_lengths(summary: RunSummary, _comparisons: Sequence[ComparisonResult]) -> Iterator[Finding]:
+    ratios = [trial.input_tokens_ratio for trial in summary.trials if trial.input_tokens_ratio is not None]
+    off = [ratio for ratio in ratios if abs(ratio - 1) > INPUT_LENGTH_RATIO]
+    if off:
+        furthest = max(off, key=lambda ratio: abs(ratio - 1))
+        yield Finding(
+            code="input_lengths",
+            severity="warning",
+            text=f"the server counts {furthest:.2f} times the planned input tokens",
+            cure="use prompt_as: token_ids where the endpoint takes them; chat templates add tokens",
+        )
+
+
+def _trend(summary: RunSummary, _comparisons: Sequence[ComparisonResult]) -> Iterator[Finding]:
+    judged = [trial for trial in summary.trials if trial.mser5_cut_ratio is not None and trial.is_usable]
+    trending = [trial for trial in judged if (trial.mser5_cut_ratio or 0.0) >= TREND_CUT_RATIO]
+    if len(trending) * 2 > len(judged):
+        yield Finding(
+            code="trend",
+            severity="warning",
+            text=f"throughput still changes inside the window in {len(trending)} of {len(judged)} trials (MSER-5)",
+            cure="more warm-up, or longer trials",
+        )
+
+
+def _short_windows(summary: RunSummary, _comparisons: Sequence[ComparisonResult]) -> Iterator[Finding]:
+    windows = [trial.window.duration_s for trial in summary.trials if trial.window is not None]
+    if windows and min(windows) < SHORT_WINDOW_S:
+        yield Finding(
+            code="short_window",
+            severity="info",
+            text=f"the shortest steady window is {min(windows):.1f} s",
+            cure="tens of seconds average over more batches, and make energy exact: more requests in each trial",
+        )
+
+
+def _overloaded(summary: RunSummary, _comparisons: Sequence[ComparisonResult]) -> Iterator[Finding]:
+    for arm in summary.scenario.arms:
+        points = sorted({trial.load_point for trial in summary.trials if trial.arm == arm and trial.is_overloaded})
+        if points:
+            labels = ", ".join(summary.load_points[point].label for point in points)
+            yield Finding(
+                code="overloaded",
+                severity="info",
+                text=f"{arm} is overloaded at {labels}: the queue grows, so latencies depend on the trial's length",
+                cure="read throughput there, and latencies at lower rates",
+            )
+
+
+def _attached(summary: RunSummary, _comparisons: Sequence[ComparisonResult]) -> Iterator[Finding]:
+    arms = [name for name, arm in summary.scenario.arms.items() if arm.engine == "attach"]
+    if arms:
+        yield Finding(
+            code="attached",
+            severity="info",
+            text=f"{', '.join(arms)}: started by somebody else: flags, precision, GPUs are declared, not verified",
+            cure="let perfsuite start the engine where it can",
+        )
+
+
+def _sides(
+    summary: RunSummary, comparisons: Sequence[ComparisonResult]
+) -> Iterator[tuple[ComparisonResult, str, list[TrialSummary], list[TrialSummary]]]:
+    """(comparison, label of the load point, trials of the baseline, of the candidate) for paired comparisons."""
+    by_number = {trial.trial: trial for trial in summary.trials}
+    for comparison in comparisons:
+        for point in comparison.points:
+            if point.label != "unpaired":
+                sides = [[by_number[n] for n in ns] for ns in (point.baseline_trials, point.candidate_trials)]
+                yield comparison, point.load_label, sides[0], sides[1]
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return median(known) if known else None
+
+
+_CHECKS: tuple[Check, ...] = (
+    _not_comparable,
+    _emulated,
+    _validity,
+    _missing_trials,
+    _confounds,
+    _unpaired,
+    _scout,
+    _inconclusive,
+    _prompts,
+    _output_lengths,
+    _input_lengths,
+    _energy,
+    _trend,
+    _overloaded,
+    _percentiles,
+    _short_windows,
+    _coalesced,
+    _attached,
+)

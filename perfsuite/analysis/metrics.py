@@ -1,0 +1,375 @@
+"""The metrics: their table, and the per-request columns they are made of. Times in, seconds out; missing is NaN in
+columns and None in results.
+
+Per-request formulas are those of docs/metrics.md. Percentiles interpolate linearly between order statistics (numpy's
+default, type 7).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+METRICS_VERSION = 1  # raised when a formula changes: results of different versions are not compared
+THROUGHPUT_MARGIN_RATIO = 0.02  # throughput, energy, cost: a difference within 2 % is of no practical interest
+LATENCY_MARGIN_RATIO = 0.05  # latencies, their tails, and interactivity: within 5 %
+PERCENTILE_CONFIDENCE = 0.95
+
+MISSING_NS = np.iinfo(np.int64).min  # marks an event that did not happen, inside columns only
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """One metric of a trial.
+
+    direction     "higher" or "lower" is better; None = a fact without a better side
+    margin_ratio  differences within this ratio are called equivalent; None = no verdict is given
+    """
+
+    name: str
+    label: str
+    unit: str
+    direction: str | None
+    margin_ratio: float | None
+    formula: str
+    doc: str
+
+
+def _rate(name: str, label: str, unit: str, formula: str, doc: str, direction: str = "higher") -> Metric:
+    return Metric(
+        name=name,
+        label=label,
+        unit=unit,
+        direction=direction,
+        margin_ratio=THROUGHPUT_MARGIN_RATIO,
+        formula=formula,
+        doc=doc,
+    )
+
+
+def _latency(name: str, label: str, formula: str, doc: str, unit: str = "s", direction: str = "lower") -> Metric:
+    return Metric(
+        name=name,
+        label=label,
+        unit=unit,
+        direction=direction,
+        margin_ratio=LATENCY_MARGIN_RATIO,
+        formula=formula,
+        doc=doc,
+    )
+
+
+def _fact(name: str, label: str, unit: str, formula: str, doc: str, direction: str | None = None) -> Metric:
+    return Metric(name=name, label=label, unit=unit, direction=direction, margin_ratio=None, formula=formula, doc=doc)
+
+
+_OVER_OK = "over measured requests with outcome ok"
+
+_TABLE: tuple[Metric, ...] = (
+    _rate(
+        "output_tps_per_gpu",
+        "output tok/s/GPU",
+        "tok/s/GPU",
+        "output_tps_steady / gpus of the arm",
+        "Headline. An arm with 0 GPUs counts as one deployment: the value is output_tps_steady.",
+    ),
+    _rate(
+        "total_tps_per_gpu",
+        "in+out tok/s/GPU",
+        "tok/s/GPU",
+        "(output tokens received in the window + n_in of requests whose first token came in it) / window / gpus",
+        "Input and output together, as InferenceX's tput_per_gpu.",
+    ),
+    _rate(
+        "output_tps_steady",
+        "output tok/s",
+        "tok/s",
+        "output tokens received in the steady window / window",
+        "Warm-up, partial and failed requests contribute the tokens that arrived in the window.",
+    ),
+    _rate(
+        "output_tps_run",
+        "output tok/s run",
+        "tok/s",
+        "sum of n_out / (last t_done - first t_send), " + _OVER_OK,
+        "Includes ramp and drain; for comparison with other tools only.",
+    ),
+    _rate(
+        "request_rate_per_s",
+        "requests/s",
+        "req/s",
+        "sum over ok requests of the share of [t_send, t_done] in the window / window",
+        "Whole completions would jump with the window's edges; shares do not.",
+    ),
+    _rate(
+        "goodput_per_s",
+        "goodput req/s",
+        "req/s",
+        "request_rate_per_s over the requests that meet every limit of the scenario's slo",
+        "None without an slo.",
+    ),
+    _fact(
+        "slo_attainment_ratio",
+        "SLO attainment",
+        "ratio",
+        "measured requests that meet every limit / measured requests sent, without those perfsuite cancelled",
+        "Errors and time-outs are in the denominator.",
+        "higher",
+    ),
+    _rate(
+        "usd_per_mtok",
+        "USD/Mtok",
+        "USD/Mtok",
+        "price_usd_per_gpu_hour * gpus / 3600 / output_tps_steady * 10^6",
+        "Per million output tokens, from the price in the scenario.",
+        "lower",
+    ),
+    _latency("ttft_p50_s", "TTFT p50", "p50 of t_first - t_sched, " + _OVER_OK, "From the scheduled time."),
+    _latency("ttft_p99_s", "TTFT p99", "p99 of t_first - t_sched, " + _OVER_OK, "From the scheduled time."),
+    _latency("ttft_send_p50_s", "TTFT p50 sent", "p50 of t_first - t_send, " + _OVER_OK, "Without the send lag."),
+    _latency("ttfo_p50_s", "TTFO p50", "p50 of t_first_visible - t_sched, " + _OVER_OK, "First token not reasoning."),
+    _latency(
+        "tpot_p50_s",
+        "TPOT p50",
+        "p50 of (t_last - t_first) / (n_out - k), " + _OVER_OK,
+        "k = tokens of the first chunk, 1 if unknown; requests with n_out <= k have none. Never includes TTFT.",
+    ),
+    _latency("tpot_p99_s", "TPOT p99", "p99 of (t_last - t_first) / (n_out - k), " + _OVER_OK, "As tpot_p50_s."),
+    _latency(
+        "interactivity_p50_per_s",
+        "tok/s/user p50",
+        "p50 of 1 / tpot, " + _OVER_OK,
+        "Output tokens per second that one user sees.",
+        "tok/s/user",
+        "higher",
+    ),
+    _latency("e2e_p50_s", "E2E p50", "p50 of t_done - t_sched, " + _OVER_OK, "Whole answer."),
+    _latency("e2e_p99_s", "E2E p99", "p99 of t_done - t_sched, " + _OVER_OK, "Whole answer."),
+    _latency(
+        "chunk_gap_p50_s",
+        "chunk gap p50",
+        "p50 of the gaps between chunks with a token, " + _OVER_OK,
+        "Gaps that touch a read with several events are left out.",
+    ),
+    _latency("chunk_gap_p99_s", "chunk gap p99", "p99 of the gaps of chunk_gap_p50_s", "As chunk_gap_p50_s."),
+    _latency(
+        "itl_p50_s",
+        "ITL p50",
+        "chunk_gap_p50_s, where a chunk carries one token",
+        "Withheld when chunks carry more than 1.05 tokens on average.",
+    ),
+    _latency("itl_p99_s", "ITL p99", "chunk_gap_p99_s, where a chunk carries one token", "As itl_p50_s."),
+    _fact(
+        "send_lag_p50_s", "send lag p50", "s", "p50 of t_send - t_sched, over measured requests sent", "The client's."
+    ),
+    _fact(
+        "send_lag_p99_s", "send lag p99", "s", "p99 of t_send - t_sched, over measured requests sent", "The client's."
+    ),
+    _fact(
+        "energy_j",
+        "energy",
+        "J",
+        "sum over GPUs of the energy counter's difference over the steady window",
+        "Counter interpolated linearly at the edges. A longer window takes more: compare j_per_output_token.",
+    ),
+    _rate(
+        "j_per_output_token",
+        "J/output token",
+        "J/tok",
+        "energy_j / output tokens received in the same window",
+        "Carries energy_bound_ratio.",
+        "lower",
+    ),
+    _rate("tps_per_watt", "tok/s/W", "tok/s/W", "output_tps_steady / mean_power_w", "Measured power, not provisioned."),
+    _fact(
+        "mean_power_w",
+        "power",
+        "W",
+        "energy_j / window, else the mean of the power samples in the window summed over GPUs",
+        "Of all GPUs of the arm.",
+    ),
+    _fact(
+        "energy_bound_ratio",
+        "energy bound",
+        "ratio",
+        "highest power * (counter period + a quarter of the sample gaps at both edges) / energy_j",
+        "Half-width: the true energy lies within energy_j * (1 ± this).",
+    ),
+    _fact(
+        "gpu_memory_used_bytes",
+        "GPU memory used",
+        "bytes",
+        "sum over GPUs of the highest memory in use in the window",
+        "Engines reserve memory up to their limit: capacity is in kv_capacity_tokens.",
+    ),
+    _fact(
+        "kv_capacity_tokens",
+        "KV capacity",
+        "tokens",
+        "as the engine tells at start",
+        "Tokens of KV cache over the deployment.",
+        "higher",
+    ),
+)
+
+METRICS: dict[str, Metric] = {metric.name: metric for metric in _TABLE}
+
+
+def min_samples(percentile: float) -> int:
+    """Fewest samples with which a percentile is printed; `percentile` in (0, 100).
+
+    Above the median, ceil(ln 0.05 / ln p): with fewer, the chance that no sample at all lies beyond the true
+    percentile exceeds 5 %, so the estimate is little more than the maximum. p90: 29, p99: 299, p99.9: 2,995.
+    The median is not an extreme and needs one sample only.
+    """
+    if not 0 < percentile < 100:
+        raise ValueError(f"percentile must be between 0 and 100, found {percentile}")
+    if percentile <= 50:
+        return 1
+    return math.ceil(math.log(1 - PERCENTILE_CONFIDENCE) / math.log(percentile / 100))
+
+
+def percentile_or_note(values: Floats, percentile: float) -> tuple[float | None, str | None]:
+    """(value, None) with enough finite values, else (None, why). Linear interpolation; NaN values are left out."""
+    values = values[np.isfinite(values)]
+    needed = min_samples(percentile)
+    if len(values) < needed:
+        return None, "no samples" if len(values) == 0 else f"n too small ({len(values):,} < {needed:,})"
+    return float(np.percentile(values, percentile)), None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestColumns:
+    """The scalar columns of some requests, each of shape (num_requests,), in the table's order.
+
+    t_*       int64 nanoseconds, MISSING_NS where it did not happen
+    n_in/out  float64 tokens, NaN where unknown
+    first_chunk_tokens  float64, tokens of the first chunk, 1 where unknown
+    """
+
+    index: Ints
+    is_measured: Flags
+    is_ok: Flags
+    outcome: NDArray[np.str_]
+    t_sched_ns: Ints
+    t_send_ns: Ints
+    t_first_ns: Ints
+    t_first_visible_ns: Ints
+    t_last_ns: Ints
+    t_done_ns: Ints
+    n_in: Floats
+    n_out: Floats
+    first_chunk_tokens: Floats
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def is_sent(self) -> Flags:
+        sent: Flags = self.t_send_ns != MISSING_NS
+        return sent
+
+    @property
+    def t_end_ns(self) -> Ints:
+        """When a request left the server, as far as known: t_done, else its last event. MISSING_NS if unsent."""
+        latest = np.maximum.reduce([self.t_send_ns, self.t_first_ns, self.t_last_ns])
+        return np.where(self.t_done_ns != MISSING_NS, self.t_done_ns, latest)
+
+    @property
+    def ttft_s(self) -> Floats:
+        return seconds_between(self.t_sched_ns, self.t_first_ns)
+
+    @property
+    def ttft_send_s(self) -> Floats:
+        return seconds_between(self.t_send_ns, self.t_first_ns)
+
+    @property
+    def ttfo_s(self) -> Floats:
+        return seconds_between(self.t_sched_ns, self.t_first_visible_ns)
+
+    @property
+    def send_lag_s(self) -> Floats:
+        return seconds_between(self.t_sched_ns, self.t_send_ns)
+
+    @property
+    def e2e_s(self) -> Floats:
+        return seconds_between(self.t_sched_ns, self.t_done_ns)
+
+    @property
+    def tpot_s(self) -> Floats:
+        """(t_last - t_first) / (n_out - k), NaN unless n_out > k."""
+        later_tokens = self.n_out - self.first_chunk_tokens
+        later_tokens = np.where(later_tokens > 0, later_tokens, np.nan)
+        return seconds_between(self.t_first_ns, self.t_last_ns) / later_tokens
+
+    @property
+    def interactivity_per_s(self) -> Floats:
+        """1 / tpot, NaN where tpot is unknown or 0."""
+        tpot = self.tpot_s
+        return 1.0 / np.where(tpot > 0, tpot, np.nan)
+
+
+def seconds_between(start_ns: Ints, end_ns: Ints) -> Floats:
+    """end - start in seconds, NaN where either did not happen. The subtraction is exact, in integers."""
+    known = (start_ns != MISSING_NS) & (end_ns != MISSING_NS)
+    difference = np.where(known, end_ns, 0) - np.where(known, start_ns, 0)
+    return np.where(known, difference / 1e9, np.nan)
+
+
+def request_columns(requests: pa.Table) -> RequestColumns:
+    """The columns of a table of records.REQUEST_SCHEMA."""
+    times = {
+        name: _ints(requests, name)
+        for name in ("t_sched_ns", "t_send_ns", "t_first_ns", "t_first_visible_ns", "t_last_ns", "t_done_ns")
+    }
+    outcome = requests["outcome"].to_numpy().astype(str)
+    return RequestColumns(
+        index=_ints(requests, "index"),
+        is_measured=requests["phase"].to_numpy() == "measured",
+        is_ok=outcome == "ok",
+        outcome=outcome,
+        n_in=_floats(requests, "n_in"),
+        n_out=_floats(requests, "n_out"),
+        first_chunk_tokens=_first_chunk_tokens(requests),
+        **times,
+    )
+
+
+def _ints(requests: pa.Table, name: str) -> Ints:
+    values: Ints = pc.fill_null(requests[name].cast(pa.int64()), MISSING_NS).to_numpy()
+    return values
+
+
+def _floats(requests: pa.Table, name: str) -> Floats:
+    values: Floats = requests[name].cast(pa.float64()).to_numpy()
+    return values
+
+
+def _first_chunk_tokens(requests: pa.Table) -> Floats:
+    tokens = as_list_array(requests["chunk_tokens"])
+    lengths = list_lengths(tokens)
+    flat = tokens.flatten().to_numpy(zero_copy_only=False)
+    first = np.ones(len(lengths))
+    has_any = lengths > 0
+    first[has_any] = flat[(np.cumsum(lengths) - lengths)[has_any]]
+    return first
+
+
+def as_list_array(column: pa.ChunkedArray) -> pa.ListArray:
+    """A list column as one array."""
+    return column.combine_chunks()
+
+
+def list_lengths(lists: pa.ListArray) -> Ints:
+    """Number of elements of each list, shape (len(lists),); 0 for null."""
+    lengths: Ints = pc.fill_null(pc.list_value_length(lists), 0).cast(pa.int64()).to_numpy(zero_copy_only=False)
+    return lengths

@@ -1,0 +1,125 @@
+"""The steady window of a trial: the stretch over which throughput and energy are measured.
+
+The window, closed at both ends:
+  closed loop  begins at the first instant, not before the first measured request was sent, at which at least 95 % of
+               the concurrency are in flight (warm-up requests count); ends at the last instant before fewer than that
+               are in flight for good (the drain). Dips in between stay inside: they are the service's or the client's.
+  open loop    first to last scheduled time of the measured requests: the arrivals are what is held steady.
+  offline      first send to last token of the measured requests: ramp and tail belong to an offline batch.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from perfsuite.analysis.metrics import MISSING_NS, Floats, Ints, RequestColumns
+from perfsuite.scenario.plan import LoadPoint
+
+IN_FLIGHT_RATIO = 0.95
+MSER_BATCH = 5
+MSER_MIN_BATCHES = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """A stretch of time on the load host's monotonic clock, both ends included; t1_ns > t0_ns."""
+
+    t0_ns: int
+    t1_ns: int
+
+    @property
+    def duration_s(self) -> float:
+        return (self.t1_ns - self.t0_ns) / 1e9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InFlight:
+    """Requests in flight as a step function: `level[i]` from `t_ns[i]` until `t_ns[i + 1]`, the last one is 0.
+
+    A request is in flight from t_send to its end. Changes at the same nanosecond are one step.
+    """
+
+    t_ns: Ints
+    level: Ints
+
+
+def in_flight(columns: RequestColumns) -> InFlight:
+    """The step function over all sent requests, warm-up included; empty when none was sent."""
+    sent = columns.is_sent
+    starts, ends = columns.t_send_ns[sent], columns.t_end_ns[sent]
+    t_ns = np.concatenate([starts, ends])
+    change = np.concatenate([np.ones(len(starts), dtype=np.int64), -np.ones(len(ends), dtype=np.int64)])
+    order = np.argsort(t_ns, kind="stable")
+    t_ns, level = t_ns[order], np.cumsum(change[order])
+    is_last_of_instant = np.append(t_ns[1:] != t_ns[:-1], True) if len(t_ns) else np.zeros(0, dtype=bool)
+    return InFlight(t_ns=t_ns[is_last_of_instant], level=level[is_last_of_instant])
+
+
+def steady_window(point: LoadPoint, columns: RequestColumns) -> tuple[Window | None, str | None]:
+    """(window, None), or (None, why there is none)."""
+    if point.kind == "closed":
+        return _closed_window(point, columns)
+    measured = columns.is_measured & columns.is_sent
+    if not measured.any():
+        return None, "no measured request was sent"
+    if point.kind == "open":
+        t_sched = columns.t_sched_ns[columns.is_measured]
+        return _window(int(t_sched.min()), int(t_sched.max()), "all measured requests were due at the same time")
+    last_tokens = columns.t_last_ns[measured]
+    if (last_tokens == MISSING_NS).all():
+        return None, "no measured request received a token"
+    return _window(int(columns.t_send_ns[measured].min()), int(last_tokens.max()), "no time passed")
+
+
+def _closed_window(point: LoadPoint, columns: RequestColumns) -> tuple[Window | None, str | None]:
+    assert point.concurrency is not None
+    measured = columns.is_measured & columns.is_sent
+    if not measured.any():
+        return None, "no measured request was sent"
+    flight = in_flight(columns)
+    needed = math.ceil(IN_FLIGHT_RATIO * point.concurrency - 1e-9)
+    is_full = flight.level >= needed
+    is_full_and_measured = is_full & (flight.t_ns >= columns.t_send_ns[measured].min())
+    if not is_full_and_measured.any():
+        highest = int(flight.level.max())
+        return None, f"at most {highest} requests in flight, wanted {needed} of {point.concurrency}"
+    first = int(np.argmax(is_full_and_measured))
+    last = len(is_full) - 1 - int(np.argmax(is_full[::-1]))
+    return _window(int(flight.t_ns[first]), int(flight.t_ns[last + 1]), "no time passed")
+
+
+def _window(t0_ns: int, t1_ns: int, otherwise: str) -> tuple[Window | None, str | None]:
+    return (Window(t0_ns=t0_ns, t1_ns=t1_ns), None) if t1_ns > t0_ns else (None, otherwise)
+
+
+def mean_in_flight(columns: RequestColumns, window: Window) -> float:
+    """Time average of the requests in flight over the window."""
+    return float(time_shares_s(columns, window).sum()) / window.duration_s
+
+
+def time_shares_s(columns: RequestColumns, window: Window) -> Floats:
+    """Seconds that each request was in flight inside the window, shape (num_requests,); 0 for unsent ones."""
+    sent = columns.is_sent
+    begin = np.maximum(np.where(sent, columns.t_send_ns, window.t1_ns), window.t0_ns)
+    end = np.minimum(np.where(sent, columns.t_end_ns, window.t1_ns), window.t1_ns)
+    shares_s: Floats = np.maximum(end - begin, 0) / 1e9
+    return shares_s
+
+
+def mser5_cut_ratio(values: Floats) -> float | None:
+    """Share of a series that MSER-5 would cut off its beginning; None for fewer than 50 values.
+
+    Means of batches of 5; the cut minimises sum of squared deviations of the rest / (length of the rest)^2, searched
+    over the first half (White 1997). A ratio at the bound, 0.5, says that the series has a trend. Used as a check only:
+    nothing is cut.
+    """
+    num_batches = len(values) // MSER_BATCH
+    if num_batches < MSER_MIN_BATCHES:
+        return None
+    means = values[: num_batches * MSER_BATCH].reshape(num_batches, MSER_BATCH).mean(axis=1)
+    half = num_batches // 2
+    statistic = [float(((means[d:] - means[d:].mean()) ** 2).sum()) / (num_batches - d) ** 2 for d in range(half + 1)]
+    return int(np.argmin(statistic)) / num_batches

@@ -1,0 +1,224 @@
+"""The summary of a run: every trial with its metrics, its validity and its accounting. A pure function of the plan's
+load points and the raw records.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from perfsuite.analysis.checks import Accounting, Reason, account, is_overloaded, judge, step_slip_ratio, validity
+from perfsuite.analysis.chunks import scan_chunks
+from perfsuite.analysis.energy import Energy, Telemetry, energy_over, memory_used_by_gpu, read_telemetry
+from perfsuite.analysis.metrics import Flags, Floats, RequestColumns, request_columns
+from perfsuite.analysis.steady import Window, mean_in_flight, mser5_cut_ratio, steady_window
+from perfsuite.analysis.trial_metrics import TrialData, trial_metrics
+from perfsuite.records import REQUEST_SCHEMA, ServerFacts, TrialFacts
+from perfsuite.scenario.plan import LoadPoint
+from perfsuite.scenario.schema import Scenario
+
+TELEMETRY_SLACK_NS = 1_000_000_000  # samples this long before and after a trial may bracket its window
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialSummary:
+    """One trial.
+
+    metrics           every name of METRICS; None = withheld, and then `notes` says why
+    num_ok            measured requests with outcome ok: n of the latencies
+    validity          "valid", "degraded" or "invalid"
+    mean_in_flight    over the window
+    mser5_cut_ratio   see steady.mser5_cut_ratio
+    mean_output_tokens, mean_input_tokens  n_out and n_in of measured ok requests
+    input_tokens_ratio  sum of n_in / sum of planned input tokens; None for prompts of a file
+    prompts_digest    SHA-256 over the prompt hashes in order of index; "" without any
+    memory_by_gpu     highest memory in use in the window, bytes
+    """
+
+    trial: int
+    block: int
+    arm: str
+    comparison: int | None
+    pair: int
+    load_point: int
+    emulated: bool
+    metrics: Mapping[str, float | None]
+    notes: Mapping[str, str]
+    num_ok: int
+    validity: str
+    reasons: tuple[Reason, ...]
+    accounting: Accounting
+    window: Window | None
+    mean_in_flight: float | None
+    mser5_cut_ratio: float | None
+    energy: Energy
+    memory_by_gpu: Mapping[int, float]
+    coalesced_ratio: float | None
+    tokens_per_chunk: float | None
+    mean_output_tokens: float | None
+    mean_input_tokens: float | None
+    input_tokens_ratio: float | None
+    prompts_digest: str
+    step_slip_ratio: float | None
+    steal_ratio: float | None
+    client_cpu_ratio: float | None
+    is_overloaded: bool
+
+    @property
+    def is_usable(self) -> bool:
+        """Valid or degraded: it may enter a comparison."""
+        return self.validity != "invalid"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSummary:
+    """A run: its trials in playing order. servers: facts by block."""
+
+    scenario: Scenario
+    load_points: tuple[LoadPoint, ...]
+    trials: tuple[TrialSummary, ...]
+    servers: Mapping[int, ServerFacts]
+
+    @property
+    def is_emulated(self) -> bool:
+        """Some of its numbers come from a model of the hardware."""
+        return any(trial.emulated for trial in self.trials) or any(
+            arm.engine == "emulated" for arm in self.scenario.arms.values()
+        )
+
+    def facts_of(self, arm: str) -> ServerFacts | None:
+        """Facts of the first block of an arm; None when it never started."""
+        blocks = sorted({trial.block for trial in self.trials if trial.arm == arm})
+        return next((self.servers[block] for block in blocks if block in self.servers), None)
+
+
+def summarise(
+    scenario: Scenario,
+    load_points: Sequence[LoadPoint],
+    requests: pa.Table,
+    telemetry: pa.Table,
+    trials: Sequence[TrialFacts],
+    servers: Mapping[int, ServerFacts],
+) -> RunSummary:
+    """Summarise a run. requests: records.REQUEST_SCHEMA; telemetry: records.TELEMETRY_SCHEMA; servers: by block."""
+    samples = read_telemetry(telemetry)
+    rows = _rows_by_trial(requests)
+    return RunSummary(
+        scenario=scenario,
+        load_points=tuple(load_points),
+        trials=tuple(
+            _summarise_trial(
+                scenario,
+                load_points[facts.load_point],
+                facts,
+                rows.get(facts.trial, REQUEST_SCHEMA.empty_table()),
+                samples,
+                servers.get(facts.block),
+            )
+            for facts in sorted(trials, key=lambda facts: facts.trial)
+        ),
+        servers=dict(servers),
+    )
+
+
+def _rows_by_trial(requests: pa.Table) -> dict[int, pa.Table]:
+    """The rows of each trial. Rows of one trial that lie together are sliced, not copied."""
+    trial = requests["trial"].to_numpy()
+    if len(trial) and (np.diff(trial) < 0).any():
+        order = np.argsort(trial, kind="stable")
+        requests, trial = requests.take(order), trial[order]
+    numbers, begins = np.unique(trial, return_index=True)
+    ends = np.append(begins[1:], len(trial))
+    return {
+        int(number): requests.slice(int(begin), int(end - begin))
+        for number, begin, end in zip(numbers, begins, ends, strict=True)
+    }
+
+
+def _summarise_trial(
+    scenario: Scenario,
+    point: LoadPoint,
+    facts: TrialFacts,
+    requests: pa.Table,
+    samples: Telemetry,
+    server: ServerFacts | None,
+) -> TrialSummary:
+    arm = scenario.arms[facts.arm]
+    columns = request_columns(requests)
+    window, window_note = steady_window(point, columns)
+    scan = scan_chunks(requests, window)
+    held = mean_in_flight(columns, window) if window is not None else None
+    planned = None if point.num_requests is None else point.num_warmup + point.num_requests
+    accounting = account(requests, columns, planned=planned)
+    reasons = judge(
+        facts, point, columns,
+        accounting=accounting, window=window, window_note=window_note, held=held, scan=scan,
+    )  # fmt: skip
+    samples = _around(samples, facts, window)
+    energy = energy_over(samples, window, num_gpus=arm.gpus)
+    data = TrialData(
+        arm=arm, slo=scenario.slo, price_usd_per_gpu_hour=scenario.price_usd_per_gpu_hour,
+        columns=columns, window=window, window_note=window_note, scan=scan,
+        samples=samples, energy=energy, server=server,
+    )  # fmt: skip
+    metrics, notes = trial_metrics(data)
+    is_counted = columns.is_measured & columns.is_ok
+    audit = facts.audit
+    return TrialSummary(
+        trial=facts.trial,
+        block=facts.block,
+        arm=facts.arm,
+        comparison=facts.comparison,
+        pair=facts.pair,
+        load_point=facts.load_point,
+        emulated=server.emulated if server is not None else arm.engine == "emulated",
+        metrics=metrics,
+        notes=notes,
+        num_ok=int(is_counted.sum()),
+        validity=validity(reasons),
+        reasons=reasons,
+        accounting=accounting,
+        window=window,
+        mean_in_flight=held,
+        mser5_cut_ratio=mser5_cut_ratio(scan.bin_tokens) if scan.bin_tokens is not None else None,
+        energy=energy,
+        memory_by_gpu=memory_used_by_gpu(samples, window) if window is not None else {},
+        coalesced_ratio=scan.coalesced_ratio,
+        tokens_per_chunk=scan.tokens_per_chunk,
+        mean_output_tokens=_mean(columns.n_out[is_counted]),
+        mean_input_tokens=_mean(columns.n_in[is_counted]),
+        input_tokens_ratio=_input_tokens_ratio(requests, columns, is_counted),
+        prompts_digest=_prompts_digest(requests, columns),
+        step_slip_ratio=step_slip_ratio(facts.engine_stats),
+        steal_ratio=audit.steal_ratio if audit is not None else None,
+        client_cpu_ratio=audit.cpu_s / audit.wall_s if audit is not None and audit.wall_s > 0 else None,
+        is_overloaded=is_overloaded(point, columns, window),
+    )
+
+
+def _around(samples: Telemetry, facts: TrialFacts, window: Window | None) -> Telemetry:
+    """The samples of the trial's surroundings: another block's counters are other counters."""
+    t0_ns = facts.t_start_ns if facts.t_start_ns is not None else window.t0_ns if window is not None else 0
+    t1_ns = facts.t_end_ns if facts.t_end_ns is not None else window.t1_ns if window is not None else 0
+    return samples.between(t0_ns - TELEMETRY_SLACK_NS, t1_ns + TELEMETRY_SLACK_NS)
+
+
+def _mean(values: Floats) -> float | None:
+    values = values[np.isfinite(values)]
+    return float(values.mean()) if len(values) else None
+
+
+def _input_tokens_ratio(requests: pa.Table, columns: RequestColumns, is_counted: Flags) -> float | None:
+    planned = requests["input_tokens_planned"].to_numpy()
+    known = is_counted & np.isfinite(columns.n_in) & (planned > 0)
+    return float(columns.n_in[known].sum() / planned[known].sum()) if known.any() else None
+
+
+def _prompts_digest(requests: pa.Table, columns: RequestColumns) -> str:
+    hashes = requests["prompt_hash"].to_numpy()[np.argsort(columns.index, kind="stable")]
+    text = "\n".join(hashes.tolist())
+    return hashlib.sha256(text.encode()).hexdigest() if text.strip() else ""

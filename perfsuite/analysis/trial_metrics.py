@@ -1,0 +1,171 @@
+"""The metrics of one trial, from its columns, chunks and telemetry. Formulas: metrics.METRICS."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from perfsuite.analysis.checks import NOT_JUDGED
+from perfsuite.analysis.chunks import ChunkScan
+from perfsuite.analysis.energy import Energy, Telemetry, mean_power_w, memory_used_bytes
+from perfsuite.analysis.metrics import METRICS, Flags, Floats, RequestColumns, percentile_or_note
+from perfsuite.analysis.steady import Window, time_shares_s
+from perfsuite.records import ServerFacts
+from perfsuite.scenario.schema import Arm, Slo
+
+MAX_TOKENS_PER_CHUNK_FOR_ITL = 1.05
+
+Found = tuple[str, float | None, str | None]  # name, value, why it is None; None as the reason = no steady window
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialData:
+    """What the metrics of a trial are made of. samples: telemetry of the trial's surroundings."""
+
+    arm: Arm
+    slo: Slo
+    price_usd_per_gpu_hour: float | None
+    columns: RequestColumns
+    window: Window | None
+    window_note: str | None
+    scan: ChunkScan
+    samples: Telemetry
+    energy: Energy
+    server: ServerFacts | None
+
+
+def trial_metrics(data: TrialData) -> tuple[dict[str, float | None], dict[str, str]]:
+    """Every metric by name, and why those that are None are."""
+    found = {
+        name: (value, note)
+        for part in (_throughput, _run_throughput, _slo, _latencies, _power, _capacity)
+        for name, value, note in part(data)
+    }
+    metrics: dict[str, float | None] = {}
+    notes: dict[str, str] = {}
+    for name in METRICS:
+        value, note = found[name]
+        metrics[name] = float(value) if value is not None and np.isfinite(value) else None
+        if metrics[name] is None:
+            notes[name] = note or data.window_note or "missing"
+    return metrics, notes
+
+
+def _throughput(data: TrialData) -> Iterator[Found]:
+    gpus = max(1, data.arm.gpus)
+    output_tps = total_tps = None
+    if data.window is not None and data.scan.window_tokens is not None:
+        first_ns = data.columns.t_first_ns
+        came = (first_ns >= data.window.t0_ns) & (first_ns <= data.window.t1_ns)
+        output_tps = data.scan.window_tokens / data.window.duration_s
+        total_tps = output_tps + float(np.nansum(data.columns.n_in[came])) / data.window.duration_s
+    yield "output_tps_steady", output_tps, None
+    yield "output_tps_per_gpu", output_tps / gpus if output_tps is not None else None, None
+    yield "total_tps_per_gpu", total_tps / gpus if total_tps is not None else None, None
+    yield _cost(data, output_tps)
+
+
+def _cost(data: TrialData, output_tps: float | None) -> Found:
+    if data.price_usd_per_gpu_hour is None:
+        return "usd_per_mtok", None, "no price_usd_per_gpu_hour in the scenario"
+    if data.arm.gpus == 0 or not output_tps:
+        return "usd_per_mtok", None, "no GPU" if data.arm.gpus == 0 else "no tokens"
+    return "usd_per_mtok", data.price_usd_per_gpu_hour * data.arm.gpus / 3600 / output_tps * 1e6, None
+
+
+def _run_throughput(data: TrialData) -> Iterator[Found]:
+    columns = data.columns
+    ok = columns.is_measured & columns.is_ok
+    tps = None
+    if ok.any():
+        span_s = (columns.t_done_ns[ok].max() - columns.t_send_ns[ok].min()) / 1e9
+        tps = float(np.nansum(columns.n_out[ok])) / span_s if span_s > 0 else None
+    yield "output_tps_run", tps, "no measured request was answered"
+
+
+def _slo(data: TrialData) -> Iterator[Found]:
+    rate = goodput = attainment = None
+    good = _meets(data.slo, data.columns)
+    if data.window is not None:
+        shares = _shares_in_window(data.columns, data.window)
+        rate = float(shares.sum()) / data.window.duration_s
+        goodput = float(shares[good].sum()) / data.window.duration_s
+    judged = data.columns.is_measured & ~np.isin(data.columns.outcome, NOT_JUDGED)
+    if judged.any():
+        attainment = float((good & judged).sum()) / float(judged.sum())
+    no_slo = None if data.slo != Slo() else "no slo in the scenario"
+    yield "request_rate_per_s", rate, None
+    yield "goodput_per_s", None if no_slo else goodput, no_slo
+    yield "slo_attainment_ratio", None if no_slo else attainment, no_slo or "no measured request was sent"
+
+
+def _shares_in_window(columns: RequestColumns, window: Window) -> Floats:
+    """Share of each ok request's time in flight that lies in the window, 0 for the others."""
+    whole_s = np.where(columns.is_ok, np.maximum(columns.t_end_ns - columns.t_send_ns, 1), 1) / 1e9
+    return np.where(columns.is_ok, time_shares_s(columns, window) / whole_s, 0.0)
+
+
+def _meets(slo: Slo, columns: RequestColumns) -> Flags:
+    """Which requests are ok and within every limit; a request without a tpot (one token) meets that limit."""
+    good = columns.is_ok.copy()
+    for limit, values in ((slo.ttft, columns.ttft_s), (slo.e2e, columns.e2e_s)):
+        if limit is not None:
+            good &= values <= limit
+    if slo.tpot is not None:
+        good &= ~(columns.tpot_s > slo.tpot)
+    return good
+
+
+def _latencies(data: TrialData) -> Iterator[Found]:
+    columns = data.columns
+    counted = columns.is_measured & columns.is_ok
+    series: tuple[tuple[str, Floats, tuple[int, ...]], ...] = (
+        ("ttft_p{}_s", columns.ttft_s[counted], (50, 99)),
+        ("ttft_send_p{}_s", columns.ttft_send_s[counted], (50,)),
+        ("ttfo_p{}_s", columns.ttfo_s[counted], (50,)),
+        ("tpot_p{}_s", columns.tpot_s[counted], (50, 99)),
+        ("interactivity_p{}_per_s", columns.interactivity_per_s[counted], (50,)),
+        ("e2e_p{}_s", columns.e2e_s[counted], (50, 99)),
+        ("chunk_gap_p{}_s", data.scan.gaps_s, (50, 99)),
+        ("send_lag_p{}_s", columns.send_lag_s[columns.is_measured & columns.is_sent], (50, 99)),
+    )
+    for name, values, percentiles in series:
+        for percentile in percentiles:
+            yield name.format(percentile), *percentile_or_note(values, percentile)
+    yield from _itl(data.scan)
+
+
+def _itl(scan: ChunkScan) -> Iterator[Found]:
+    per_chunk = scan.tokens_per_chunk
+    withheld = "tokens per chunk unknown" if per_chunk is None else None
+    if per_chunk is not None and per_chunk > MAX_TOKENS_PER_CHUNK_FOR_ITL:
+        withheld = f"chunks carry {per_chunk:.2f} tokens"
+    for percentile in (50, 99):
+        found = (None, withheld) if withheld else percentile_or_note(scan.gaps_s, percentile)
+        yield f"itl_p{percentile}_s", *found
+
+
+def _power(data: TrialData) -> Iterator[Found]:
+    energy, window, tokens = data.energy, data.window, data.scan.window_tokens
+    reason = f"energy withheld: {energy.reason}" if energy.reason else None
+    power_w = memory = tps_per_watt = None
+    if window is not None:
+        sampled_w = mean_power_w(data.samples, window, num_gpus=data.arm.gpus)
+        power_w = energy.energy_j / window.duration_s if energy.energy_j is not None else sampled_w
+        memory = memory_used_bytes(data.samples, window, num_gpus=data.arm.gpus)
+        if power_w and tokens is not None:
+            tps_per_watt = tokens / window.duration_s / power_w
+    bound = energy.bound_j / energy.energy_j if energy.bound_j is not None and energy.energy_j else None
+    yield "energy_j", energy.energy_j, reason
+    yield "energy_bound_ratio", bound, reason
+    yield "j_per_output_token", energy.energy_j / tokens if energy.energy_j and tokens else None, reason or "no tokens"
+    yield "mean_power_w", power_w, "no power samples in the window"
+    yield "tps_per_watt", tps_per_watt, "no power samples in the window"
+    yield "gpu_memory_used_bytes", memory, "no memory samples in the window"
+
+
+def _capacity(data: TrialData) -> Iterator[Found]:
+    capacity = data.server.kv_capacity_tokens if data.server is not None else None
+    yield "kv_capacity_tokens", capacity, "the engine did not say"

@@ -1,0 +1,98 @@
+"""The plug point of an API: what one request asks, what one event of its answer says, and the functions between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Fields that the plan decides; a scenario's extra_body cannot change them.
+RESERVED_FIELDS = frozenset(
+    {
+        "model",
+        "prompt",
+        "messages",
+        "max_tokens",
+        "min_tokens",
+        "ignore_eos",
+        "stream",
+        "stream_options",
+        "return_token_ids",
+        "n",
+    }
+)
+
+
+class EventError(ValueError):
+    """An event is not what the API promises."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """One request, before it is put into the words of an API.
+
+    Exactly one of prompt_ids (token ids, int32, shape (n,)), prompt, messages is given; `prompt_ids` and `prompt` only
+    with api "completions", `messages` only with "chat". output_tokens: exactly that many with ignore_eos, else at most.
+    """
+
+    api: str
+    model: str
+    output_tokens: int
+    prompt_ids: NDArray[np.int32] | None = None
+    prompt: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    ignore_eos: bool = True
+    temperature: float = 0.0
+    top_p: float = 1.0
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Event(NamedTuple):
+    """What one event of an answer says. A named tuple, since one is made for each chunk of each stream.
+
+    has_token      it carries at least one output token, reasoning included
+    visible        it carries a token that is not reasoning
+    num_tokens     how many, where the event itself tells (token ids); None = unknown
+    finish_reason  why the answer ended, in the server's word; None = it goes on
+    n_in, n_out    the usage so far or at the end; None = the event has none
+    error          the server's message, when the event is an error object
+    is_done        the terminator, [DONE]
+    text_chars     characters of text, reasoning included
+    """
+
+    has_token: bool = False
+    visible: bool = False
+    num_tokens: int | None = None
+    finish_reason: str | None = None
+    n_in: int | None = None
+    n_out: int | None = None
+    error: str | None = None
+    is_done: bool = False
+    text_chars: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialect:
+    """How an API is spoken.
+
+    paths              api → path, to be put after the base URL
+    extra_fields       request fields beyond the OpenAI API that the server takes; none other is ever sent unasked
+    accepts_token_ids  /v1/completions takes a prompt as token ids
+    build_body         the request body; prompt token ids stay a numpy array, for orjson with OPT_SERIALIZE_NUMPY
+    read_event         the data of one event → Event; raises EventError
+    """
+
+    name: str
+    paths: Mapping[str, str]
+    extra_fields: frozenset[str]
+    accepts_token_ids: bool
+    build_body: Callable[[Ask], dict[str, Any]]
+    read_event: Callable[[bytes], Event]
+
+    @property
+    def can_ignore_eos(self) -> bool:
+        """Answers of an exact length can be asked for."""
+        return "ignore_eos" in self.extra_fields

@@ -1,0 +1,96 @@
+"""The plain OpenAI API: no field that a strict server would refuse. Its event format is also that of vLLM and SGLang.
+
+Source: OpenAI API reference (completions, chat completions, streaming); streams of vLLM 0.32.0 and SGLang 0.5.23.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from perfsuite.dialects.dialect import RESERVED_FIELDS, Ask, Dialect, Event, EventError
+
+PATHS = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
+MAX_ERROR_CHARS = 300
+_DONE = Event(is_done=True)
+
+
+def build_body(ask: Ask) -> dict[str, Any]:
+    """model, prompt or messages, max_tokens, temperature, top_p, stream with usage, and the scenario's extra fields."""
+    body: dict[str, Any] = {"model": ask.model}
+    if ask.api == "chat":
+        body["messages"] = ask.messages
+    else:
+        body["prompt"] = ask.prompt if ask.prompt_ids is None else ask.prompt_ids
+    body |= {"max_tokens": ask.output_tokens, "temperature": ask.temperature, "top_p": ask.top_p}
+    body |= {"stream": True, "stream_options": {"include_usage": True}}
+    return body | {key: value for key, value in ask.extra_body.items() if key not in RESERVED_FIELDS}
+
+
+def read_event(data: bytes) -> Event:
+    """One event of /v1/completions or /v1/chat/completions. Raises EventError: not JSON, or of another shape."""
+    if data == b"[DONE]":
+        return _DONE
+    try:
+        message = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise EventError(f"not JSON ({error}): {_start(data)}") from None
+    try:
+        return _read_message(message)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise EventError(f"unexpected shape ({error}): {_start(data)}") from None
+
+
+def _read_message(message: dict[str, Any]) -> Event:
+    if "error" in message or message.get("object") == "error":
+        return Event(error=error_text(message))
+    usage = message.get("usage")
+    n_in, n_out = (usage.get("prompt_tokens"), usage.get("completion_tokens")) if usage else (None, None)
+    choices = message.get("choices")
+    if not choices:
+        return Event(n_in=n_in, n_out=n_out)
+    choice = choices[0]
+    token_ids = choice.get("token_ids")
+    num_tokens = None if token_ids is None else len(token_ids)
+    delta = choice.get("delta")
+    if delta is None:
+        text = choice.get("text") or ""
+        has_token = visible = bool(text or num_tokens)
+        text_chars = len(text)
+    else:
+        has_token, visible, text_chars = _read_delta(delta)
+        has_token = has_token or bool(num_tokens)
+    finish_reason = choice.get("finish_reason")
+    return Event(has_token, visible, num_tokens or None, finish_reason, n_in, n_out, None, False, text_chars)
+
+
+def _read_delta(delta: dict[str, Any]) -> tuple[bool, bool, int]:
+    """(has a token, has a visible one, characters). A delta with only a role has none; an empty string is no token."""
+    content = delta.get("content") or ""
+    reasoning = delta.get("reasoning") or delta.get("reasoning_content") or ""
+    visible = bool(content or delta.get("tool_calls"))
+    return visible or bool(reasoning), visible, len(content) + len(reasoning)
+
+
+def error_text(message: dict[str, Any]) -> str:
+    """The words of {"error": {"message", "code"}}, {"error": "…"} or {"object": "error", "message"}."""
+    error = message.get("error", message)
+    if isinstance(error, dict):
+        code, words = error.get("code"), error.get("message")
+        error = f"{code}: {words}" if code is not None else words
+    return str(error)[:MAX_ERROR_CHARS]
+
+
+def _start(data: bytes) -> str:
+    return data[:80].decode("utf-8", "replace")
+
+
+OPENAI = Dialect(
+    name="openai",
+    paths=PATHS,
+    extra_fields=frozenset(),
+    accepts_token_ids=True,  # the API reference lists arrays of tokens for /v1/completions
+    build_body=build_body,
+    read_event=read_event,
+)

@@ -1,0 +1,118 @@
+"""The engine in real time: steps end at absolute times, and tokens are sent when they do."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from perfsuite.emulator.config import Deployment
+from perfsuite.emulator.device import PowerMeter, StepTimer
+from perfsuite.emulator.metrics_text import EngineMetrics
+from perfsuite.emulator.scheduler import Scheduler, Step
+from perfsuite.emulator.stream import Stream
+from perfsuite.emulator.truth_log import TruthLog
+
+CATCH_UP_S = 0.05
+"""A step that ends later than this after its time is not caught up: the lateness is booked as slip."""
+
+
+class Engine:
+    """Scheduler, step times, GPUs and streams of one deployment, on the running event loop.
+
+    num_steps, modelled_s  finished steps and their modelled time
+    slip_s                 lateness that was not caught up: this machine could not keep pace with the model
+    late_s                 sum of how late steps ended, caught up or not
+    """
+
+    def __init__(self, deployment: Deployment, loop: asyncio.AbstractEventLoop, truth_log: TruthLog | None) -> None:
+        self.deployment = deployment
+        self.scheduler = Scheduler(deployment.limits)
+        self.meter = PowerMeter(deployment.gpu, loop.time())
+        self.metrics = EngineMetrics()
+        self.num_steps = 0
+        self.modelled_s = 0.0
+        self.slip_s = 0.0
+        self.late_s = 0.0
+        self._timer = StepTimer(deployment)
+        self._loop = loop
+        self._truth_log = truth_log
+        self._streams: dict[object, Stream] = {}
+        self._step: Step | None = None
+        self._step_end_s = 0.0
+        self._step_duration_s = 0.0
+
+    def submit(self, stream: Stream) -> None:
+        """Queue a request; an idle engine starts a step. Raises ValueError if it can never run."""
+        self.scheduler.add(stream.generation)
+        self._streams[stream.generation] = stream
+        if self._step is None:
+            self._start_step(self._loop.time())
+
+    def abort(self, stream: Stream) -> None:
+        """Drop a request whose client has gone away; one that has ended is ignored."""
+        if self._streams.pop(stream.generation, None) is not None:
+            self.scheduler.abort(stream.generation)
+            stream.finish_reason = "abort"
+            self._book_end(stream)
+
+    def stop(self) -> None:
+        """Note the requests in flight in the truth log, without a finish reason."""
+        for stream in self._streams.values():
+            if self._truth_log is not None:
+                self._truth_log.add(stream)
+        self._streams.clear()
+
+    def _start_step(self, start_s: float) -> None:
+        step = self.scheduler.schedule()
+        self._step = step
+        if step is None:
+            self.meter.set_power(start_s, None)
+            return
+        now_ns = time.monotonic_ns()
+        for generation, _ in step.scheduled:
+            if generation.num_generated == 0:
+                stream = self._streams[generation]
+                stream.t_scheduled_ns = stream.t_scheduled_ns or now_ns
+        outcome = self._timer.next_step(step.batch)
+        self.meter.set_power(start_s, outcome.power_w)
+        self._step_duration_s = outcome.duration_s
+        self._step_end_s = start_s + outcome.duration_s
+        self._loop.call_at(self._step_end_s, self._finish_step)
+
+    def _finish_step(self) -> None:
+        step = self._step
+        assert step is not None
+        late_s = self._loop.time() - self._step_end_s
+        self.num_steps += 1
+        self.modelled_s += self._step_duration_s
+        self.late_s += late_s
+        next_start_s = self._step_end_s
+        if late_s > CATCH_UP_S:
+            self.slip_s += late_s
+            next_start_s += late_s
+            self.meter.set_power(self._step_end_s, None)
+        self._send(step)
+        self._start_step(next_start_s)
+
+    def _send(self, step: Step) -> None:
+        """Complete the step and send its tokens, one write for each chunk."""
+        streams = self._streams
+        produced = self.scheduler.complete(step)
+        self.metrics.observe_step(step.num_tokens, len(produced))
+        observe_gap = self.metrics.inter_token.observe
+        now_ns = time.monotonic_ns()
+        for generation in produced:
+            stream = streams[generation]
+            if stream.t_last_ns:
+                observe_gap((now_ns - stream.t_last_ns) * 1e-9)
+            else:
+                self.metrics.observe_first(stream, now_ns)
+            stream.produce(now_ns)
+            if generation.is_finished:
+                del streams[generation]
+                self._book_end(stream)
+
+    def _book_end(self, stream: Stream) -> None:
+        self.metrics.observe_request(stream)
+        if self._truth_log is not None:
+            self._truth_log.add(stream)

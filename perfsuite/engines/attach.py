@@ -1,0 +1,137 @@
+"""A server that somebody else started: any OpenAI-compatible URL. What the arm declares of it is not verified."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from perfsuite.engines import emulated, vllm
+from perfsuite.engines.control import Endpoint, Secret, ask_json, ask_text
+from perfsuite.engines.server import Description, Engine
+from perfsuite.engines.server_metrics import kv_capacity_tokens, read_cache_config
+from perfsuite.engines.vocabulary import find_vocab_size
+from perfsuite.errors import EngineError, UsageError
+from perfsuite.records import ServerFacts
+from perfsuite.scenario.schema import Arm
+
+
+def attach_endpoint(arm: Arm, environ: Mapping[str, str], *, where: str) -> Endpoint:
+    """The arm's URL and authorization header. A trailing slash or /v1 is cut off.
+
+    Raises UsageError naming the variable when the key is missing, and for a URL with an impossible port.
+    """
+    assert arm.url is not None
+    url = arm.url.rstrip("/").removesuffix("/v1").rstrip("/")
+    try:
+        _ = urlsplit(url).port
+    except ValueError as error:
+        raise UsageError(str(error), where=f"{where}.url", found=arm.url) from error
+    if arm.api_key is None:
+        return Endpoint(url=url)
+    return Endpoint(url=url, headers=(("Authorization", Secret("Bearer " + _api_key(arm.api_key, environ, where))),))
+
+
+def _api_key(reference: str, environ: Mapping[str, str], where: str) -> str:
+    variable = reference.removeprefix("${").removesuffix("}")
+    key = environ.get(variable, "").strip()
+    cure = f"put the key into it: export {variable}=…"
+    if not key:
+        what = f"the environment variable {variable} is {'empty' if variable in environ else 'not set'}"
+        raise UsageError(what, where=f"{where}.api_key", cure=cure)
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise UsageError(f"the environment variable {variable} holds no API key", where=f"{where}.api_key", cure=cure)
+    return key
+
+
+def describe(endpoint: Endpoint, arm: Arm, model: str, _log: str) -> Description:
+    """What the server tells, and what the arm declares. Raises EngineError when several models could be meant."""
+    cards = vllm.model_cards(endpoint)
+    served = _served_model(cards, arm, model, endpoint)
+    card = cards.get(served, {})
+    version = vllm.server_version(endpoint)
+    vocab_size, source = find_vocab_size(arm.checkpoint, model)
+    declared = _declared(endpoint, arm) | {"owned_by": card.get("owned_by"), "vocab_size_source": source}
+    if emulated.is_emulated(endpoint):
+        config = ask_json(endpoint, "/emulator/config") or {}
+        vocab_size = config.get("vocab_size") or vocab_size
+        facts = emulated.emulator_facts(config | declared, engine="attach", served_model=served, version=version)
+    else:
+        facts = _facts(endpoint, served, card, version, declared)
+    return Description(
+        facts=facts,
+        served_model=served,
+        vocab_size=vocab_size,
+        dialect="vllm" if facts.emulated or card.get("owned_by") == "vllm" else "openai",
+        gpu_source=_gpu_source(endpoint, arm, emulated=facts.emulated),
+    )
+
+
+def _served_model(cards: Mapping[str, Any], arm: Arm, model: str, endpoint: Endpoint) -> str:
+    if arm.served_name is not None or not cards:
+        return arm.served_name or model
+    if len(cards) > 1:
+        raise EngineError(
+            "the server serves several models",
+            where=endpoint.url,
+            found=", ".join(cards),
+            cure="name one of them: served_name in the arm",
+        )
+    return next(iter(cards))
+
+
+def _declared(endpoint: Endpoint, arm: Arm) -> dict[str, Any]:
+    return {
+        "source": "declared, not verified",
+        "url": endpoint.url,
+        "checkpoint": arm.checkpoint,
+        "precision": arm.precision,
+        "gpus": arm.gpus,
+        "gpu": arm.gpu if arm.gpus else None,
+    }
+
+
+def _facts(
+    endpoint: Endpoint, served: str, card: Mapping[str, Any], version: str | None, declared: dict[str, Any]
+) -> ServerFacts:
+    caches = read_cache_config(ask_text(endpoint, "/metrics"))
+    dtype = caches[0].get("cache_dtype") if caches else None
+    return ServerFacts(
+        engine="attach",
+        version=version,
+        emulated=False,
+        served_model=served,
+        max_model_len=card.get("max_model_len"),
+        kv_cache_dtype=None if dtype == "auto" else dtype,
+        kv_capacity_tokens=kv_capacity_tokens(caches),
+        weights_bytes=None,
+        gpu_name=None,
+        quantization=None,
+        kernels={},
+        config=declared,
+    )
+
+
+def _gpu_source(endpoint: Endpoint, arm: Arm, *, emulated: bool) -> str:
+    """GPUs can be sampled when they are the emulator's, or on this host."""
+    if emulated:
+        return f"emulator:{endpoint.url}"
+    return "nvml" if arm.gpus and _is_loopback(urlsplit(endpoint.url).hostname or "") else "none"
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def stats(endpoint: Endpoint) -> dict[str, float]:
+    """Counters of a server that has vLLM's /metrics, and the emulator's own; {} for others."""
+    return emulated.stats(endpoint)
+
+
+ATTACH = Engine(launch=None, ready_path="/v1/models", describe=describe, stats=stats)

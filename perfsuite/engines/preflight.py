@@ -1,0 +1,157 @@
+"""Before anything is measured: does the server serve the right model, do the prompts fit, does the endpoint answer?"""
+
+from __future__ import annotations
+
+import queue
+import signal
+import time
+from collections.abc import Callable
+from functools import partial
+from http.client import HTTPResponse
+
+import numpy as np
+
+from perfsuite.dialects import DIALECTS, Ask, Dialect, EventError
+from perfsuite.engines.control import body_head, open_reply
+from perfsuite.engines.readiness import POLL_S, in_background
+from perfsuite.engines.server import Server
+from perfsuite.engines.vllm import model_cards
+from perfsuite.errors import EngineError, Interrupted
+from perfsuite.scenario.schema import Arm, Scenario, Workload
+
+PROMPT_IDS = np.array([1000, 1001, 1002, 1003], dtype=np.int32)
+PROMPT = "Hello"
+NUM_OUTPUT_TOKENS = 2
+MAX_LINE_BYTES = 1_000_000
+
+
+def preflight(
+    server: Server, arm: Arm, scenario: Scenario, *, should_stop: Callable[[], bool] = lambda: False
+) -> list[str]:
+    """Check a ready server against the scenario; one request of a few tokens is sent.
+
+    Returns notes on what could not be checked. Raises EngineError, and Interrupted when should_stop() says so.
+    """
+    notes = _check_model(server)
+    notes += _check_length(server, scenario.workload)
+    try:
+        _wait_for(partial(_check_answer, server, scenario), should_stop)
+    except EngineError as error:
+        if tail := server.log_tail():
+            error.found = f"{error.found or ''}\nlast lines of the log:\n{tail}".strip()
+        raise
+    if arm.engine == "attach":
+        notes.append("precision, GPUs and settings of the attached server are declared, not verified")
+    return notes
+
+
+def _wait_for(check: Callable[[], None], should_stop: Callable[[], bool]) -> None:
+    answers = in_background(check)
+    while not should_stop():
+        try:
+            answer = answers.get(timeout=POLL_S)
+        except queue.Empty:
+            continue
+        if answer is not None:
+            raise answer
+        return
+    raise Interrupted(signal.SIGINT, "stopped while a server was checked")
+
+
+def _check_model(server: Server) -> list[str]:
+    served = model_cards(server.endpoint)
+    if not served:
+        return [f"the server does not list its models: nothing confirms that it serves {server.served_model}"]
+    if server.served_model not in served:
+        raise EngineError(
+            f"the server does not serve {server.served_model}",
+            where=server.url,
+            found=", ".join(served),
+            cure="set served_name in the arm to one of them",
+        )
+    return []
+
+
+def _check_length(server: Server, workload: Workload) -> list[str]:
+    limit = server.facts.max_model_len
+    if limit is None:
+        return ["the server does not tell its maximum length: whether every prompt fits is not known"]
+    if workload.input_tokens is None:
+        return [f"prompts come from a file: whether each fits into {limit:,} tokens shows when it is sent"]
+    assert workload.output_tokens is not None
+    longest = workload.input_tokens.max + workload.output_tokens.max
+    if longest > limit:
+        raise EngineError(
+            "the longest request does not fit the server's maximum length",
+            where=server.url,
+            found=f"{longest:,} tokens (input {workload.input_tokens.max:,} + output {workload.output_tokens.max:,}), "
+            f"the server takes {limit:,}",
+            cure="raise max_model_len of the arm, or ask for shorter requests",
+        )
+    return []
+
+
+def _check_answer(server: Server, scenario: Scenario) -> None:
+    dialect = DIALECTS[server.dialect]
+    timeout_s = scenario.timeouts.first_token
+    path = dialect.paths[scenario.workload.api]
+    body = dialect.build_body(_small_request(server, scenario.workload))
+    with open_reply(server.endpoint, path, body=body, timeout_s=timeout_s) as response:
+        if response.status != 200:
+            raise EngineError(
+                f"a small request was answered with status {response.status}",
+                where=server.url + path,
+                found=body_head(response.read(10_000), server.endpoint),
+                cure=_cure(response.status),
+            )
+        trouble = _find_token(response, dialect, deadline=time.monotonic() + timeout_s)
+    if trouble is not None:
+        blotted = body_head(trouble, server.endpoint)
+        raise EngineError("a small request got no token", where=server.url + path, found=blotted)
+
+
+def _cure(status: int) -> str | None:
+    return {
+        400: "the server refuses a field or the prompt; try workload.prompt_as: text, or ignore_eos: false",
+        401: "check the key in the variable that api_key names",
+        403: "check the key in the variable that api_key names",
+        404: "check the url and served_name of the arm; the server may lack this API",
+        422: "the server refuses a field; try workload.prompt_as: text, or ignore_eos: false",
+        429: "the server is busy or limits the rate: measure when nobody else uses it",
+    }.get(status)
+
+
+def _small_request(server: Server, workload: Workload) -> Ask:
+    """What the load will look like, but short."""
+    chat, as_ids = workload.api == "chat", workload.prompt_as == "token_ids"
+    return Ask(
+        api=workload.api,
+        model=server.served_model,
+        output_tokens=NUM_OUTPUT_TOKENS,
+        prompt_ids=PROMPT_IDS if as_ids and not chat else None,
+        prompt=None if as_ids or chat else PROMPT,
+        messages=[{"role": "user", "content": PROMPT}] if chat else None,
+        ignore_eos=workload.ignore_eos,
+        temperature=workload.temperature,
+        top_p=workload.top_p,
+        extra_body=workload.extra_body,
+    )
+
+
+def _find_token(response: HTTPResponse, dialect: Dialect, *, deadline: float) -> bytes | None:
+    """None when the stream held a token, or its usage says so; else what there was instead. Reads it to its end."""
+    head = b""
+    seen = False
+    while line := response.readline(MAX_LINE_BYTES):
+        head = (head + line)[:2000]
+        if line.startswith(b"data:"):
+            try:
+                event = dialect.read_event(line[5:].strip())
+            except EventError:
+                return line
+            if event.error is not None:
+                return line
+            seen = seen or event.has_token or bool(event.n_out)
+        if time.monotonic() > deadline:
+            break
+    return None if seen else head or b"an empty answer"

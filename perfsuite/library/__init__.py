@@ -1,0 +1,89 @@
+"""The model library: checkpoints, shapes and GPUs, each figure with its source.
+
+The facts are in the YAML files of this folder. `find_checkpoint` and `find_gpu` accept aliases.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Protocol, TypeVar
+
+from perfsuite.errors import UsageError
+from perfsuite.library.facts import (
+    PARTS,
+    Checkpoint,
+    CompressedAttention,
+    Figure,
+    Gpu,
+    Indexer,
+    KvStream,
+    Library,
+    MlaAttention,
+    ModelShape,
+    WeightFormat,
+)
+from perfsuite.library.loader import load_library
+
+__all__ = [
+    "PARTS",
+    "Checkpoint",
+    "CompressedAttention",
+    "Figure",
+    "Gpu",
+    "Indexer",
+    "KvStream",
+    "Library",
+    "MlaAttention",
+    "ModelShape",
+    "WeightFormat",
+    "find_checkpoint",
+    "find_gpu",
+    "find_model",
+    "load_library",
+    "paired_checkpoints",
+]
+
+
+class Named(Protocol):
+    """An entry of the library: found by its id or one of its aliases."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def aliases(self) -> tuple[str, ...]: ...
+
+
+Entry = TypeVar("Entry", bound=Named)
+
+
+def find_checkpoint(name: str) -> Checkpoint:
+    """The checkpoint with this id or alias, in any case. Raises UsageError with the nearest names."""
+    return _find(name, load_library().checkpoints, "checkpoint")
+
+
+def find_model(name: str) -> ModelShape:
+    """The model with this id or alias, in any case. Raises UsageError with the nearest names."""
+    return _find(name, load_library().models, "model")
+
+
+def find_gpu(name: str) -> Gpu:
+    """The GPU with this id or alias, in any case. Raises UsageError with the nearest names."""
+    return _find(name, load_library().gpus, "GPU")
+
+
+def paired_checkpoints(baseline: str) -> tuple[Checkpoint, ...]:
+    """Checkpoints quantized from `baseline` (id or alias), in the order of the library. Raises UsageError."""
+    origin = find_checkpoint(baseline).id
+    return tuple(c for c in load_library().checkpoints.values() if c.baseline == origin)
+
+
+def _find(name: str, entries: Mapping[str, Entry], kind: str) -> Entry:
+    names = {alias.lower(): entry for entry in entries.values() for alias in (*entry.aliases, entry.id)}
+    found = names.get(name.lower())
+    if found is not None:
+        return found
+    near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
+    cure = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(entries)}"
+    raise UsageError(f"no {kind} of this name in the model library", found=repr(name), cure=cure)

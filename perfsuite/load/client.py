@@ -1,0 +1,411 @@
+"""The event loop of the load client: one thread, non-blocking sockets, level-triggered readiness.
+
+While a stream is live a read costs: recvmsg, the clock, four appends, and the framing's test for the end. Everything
+else (events, JSON, records) is done by others once the exchange has ended.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from time import monotonic_ns
+
+from perfsuite.load.connection import (
+    ANCILLARY_BYTES,
+    CLOSED,
+    CONNECTING,
+    HANDSHAKING,
+    IDLE,
+    NO_STAMP,
+    READ_BYTES,
+    RECEIVING,
+    SENDING,
+    Address,
+    ConnectError,
+    Connection,
+    Exchange,
+    connect_error,
+    handshake,
+    receive_tls,
+    start_connecting,
+)
+from perfsuite.load.poller import READ, WRITE, open_poller
+from perfsuite.load.wire import WireError
+
+MAX_IDLE_NS = 2_000_000_000  # below every server's keep-alive time-out that we know of (uvicorn: 5 s)
+RESEND_WINDOW_NS = 100_000_000
+MAX_OPENED_AHEAD = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deadlines:
+    """Time-outs of scenario.Timeouts in nanoseconds."""
+
+    connect_ns: int
+    first_token_ns: int
+    idle_ns: int
+    total_ns: int
+
+
+class Client:
+    """Keeps connections to one address and runs exchanges on them.
+
+    on_end     called with each exchange once it ended, whatever way; it may submit the next one
+    has_token  tells whether what an exchange received so far holds a token; called only when a time-out is near
+    A connection is used again when the answer ended cleanly, but not after MAX_IDLE_NS of idleness. When the server
+    closes a re-used one within RESEND_WINDOW_NS of sending (or four times the connecting time) and before any byte of
+    an answer, it had closed it already: the request goes out once more, on a fresh connection.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        deadlines: Deadlines,
+        *,
+        on_end: Callable[[Exchange], None],
+        has_token: Callable[[Exchange], bool],
+    ) -> None:
+        self._address = address
+        self._deadlines = deadlines
+        self._on_end = on_end
+        self._has_token = has_token
+        self._poller = open_poller()
+        self._connections: dict[int, Connection] = {}
+        self._idle: list[Connection] = []
+        self._waiting: deque[Exchange] = deque()
+        self._ended: deque[Exchange] = deque()
+        self._to_close: list[socket.socket] = []
+        self.num_opening = 0
+        self.num_in_flight = 0
+        self.first_refusal_ns: int | None = None
+        self.last_refusal_ns = 0
+        self.server_closes = False
+
+    # --- what the driver calls ---
+
+    def submit(self, exchange: Exchange) -> None:
+        """Send a request now, or as soon as a connection is open."""
+        self.num_in_flight += 1
+        connection = self._pop_idle()
+        if connection is not None:
+            self._start(connection, exchange)
+            return
+        self._waiting.append(exchange)
+        if self.num_opening < len(self._waiting):
+            self._open()
+
+    def poll(self, until_ns: int) -> bool:
+        """Handle what is ready, waiting for it until until_ns at most (0: not at all). True when something was."""
+        ready = self._poller.wait(0 if self._ended else until_ns)
+        connections = self._connections
+        for fd, mask in ready:
+            connection = connections.get(fd)
+            if connection is None:
+                continue  # closed while an earlier event of this batch was handled
+            if connection.state == RECEIVING:
+                self._receive(connection)
+            else:
+                self._advance(connection, mask)
+            if self._ended:
+                self.hand_over()
+        self.hand_over()
+        while self._to_close:
+            self._to_close.pop().close()
+        return bool(ready)
+
+    def ensure_ahead(self, num: int) -> None:
+        """Open connections until `num` are idle or about to be, beyond those that requests wait for."""
+        missing = min(num, MAX_OPENED_AHEAD) + len(self._waiting) - len(self._idle) - self.num_opening
+        if self.first_refusal_ns is None:
+            for _ in range(missing):
+                self._open()
+
+    def scan(self, now: int) -> None:
+        """End what has run out of time. To be called every tenth of a second or so."""
+        deadlines = self._deadlines
+        for connection in list(self._connections.values()):
+            exchange = connection.exchange
+            if connection.state in (CONNECTING, HANDSHAKING):
+                if now - connection.t_open_ns > deadlines.connect_ns:
+                    what = "connecting" if connection.state == CONNECTING else "the TLS handshake"
+                    self._connect_failed(connection, ConnectError("connect_timeout", f"no answer to {what}"))
+            elif exchange is not None:
+                outcome = self._expired(exchange, now)
+                if outcome is not None:
+                    self._abandon(connection, exchange, outcome, "")
+            elif now - connection.t_idle_ns > MAX_IDLE_NS:
+                self._idle.remove(connection)
+                self._close(connection)
+
+    def end_all(self, outcome: str, detail: str) -> None:
+        """End every request now, those without a connection as "unsent"."""
+        while self._waiting:
+            self._fail(self._waiting.popleft(), "unsent", detail)
+        for connection in list(self._connections.values()):
+            if connection.exchange is not None:
+                self._abandon(connection, connection.exchange, outcome, detail)
+
+    def live_exchanges(self) -> Iterator[Exchange]:
+        """Requests that are on a connection."""
+        return (c.exchange for c in self._connections.values() if c.exchange is not None)
+
+    def close(self) -> None:
+        """Close every socket. Requests in flight are forgotten: end_all first."""
+        for connection in self._connections.values():
+            connection.sock.close()
+        self._connections.clear()
+        for sock in self._to_close:
+            sock.close()
+        self._poller.close()
+
+    def hand_over(self) -> None:
+        """Call on_end for everything that ended since."""
+        while self._ended:
+            self._on_end(self._ended.popleft())
+
+    # --- connections ---
+
+    def _open(self, exchange: Exchange | None = None) -> None:
+        """Open a connection, for whoever waits longest, or for one exchange only."""
+        try:
+            connection = start_connecting(self._address)
+        except ConnectError as error:
+            self._note_refusal(error, exchange)
+            return
+        connection.exchange = exchange
+        self.num_opening += 1
+        self._connections[connection.fd] = connection
+        self._poller.register(connection.fd, WRITE)
+
+    def _pop_idle(self) -> Connection | None:
+        """The idle connection used last; those idle for too long are closed."""
+        while self._idle:
+            connection = self._idle.pop()
+            if monotonic_ns() - connection.t_idle_ns <= MAX_IDLE_NS:
+                return connection
+            self._close(connection)
+        return None
+
+    def _close(self, connection: Connection) -> None:
+        """Forget a connection; its descriptor stays taken until the batch of events is through."""
+        if connection.state in (CONNECTING, HANDSHAKING):
+            self.num_opening -= 1
+        connection.state = CLOSED
+        connection.exchange = None
+        self._poller.unregister(connection.fd)
+        del self._connections[connection.fd]
+        self._to_close.append(connection.sock)
+
+    def _advance(self, connection: Connection, mask: int) -> None:
+        """An event on a connection that is not simply receiving."""
+        if connection.state == SENDING:
+            if mask & WRITE:
+                self._send(connection, connection.unsent)
+            if mask & ~WRITE and connection.state in (SENDING, RECEIVING):
+                self._receive(connection)
+        elif connection.state == IDLE:
+            self._idle.remove(connection)
+            self._close(connection)
+        elif connection.state == CONNECTING:
+            self._connected(connection)
+        elif connection.state == HANDSHAKING:
+            self._shake_hands(connection)
+
+    def _connected(self, connection: Connection) -> None:
+        number = connection.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if number:
+            self._connect_failed(connection, connect_error(number))
+            return
+        tls = self._address.tls
+        if tls is None:
+            self._opened(connection)
+            return
+        self._poller.unregister(connection.fd)
+        connection.sock = tls.wrap_socket(
+            connection.sock, server_hostname=self._address.host, do_handshake_on_connect=False
+        )
+        self._poller.register(connection.fd, READ)
+        connection.state = HANDSHAKING
+        self._shake_hands(connection)
+
+    def _shake_hands(self, connection: Connection) -> None:
+        try:
+            wanted = handshake(connection)
+        except ConnectError as error:
+            self._connect_failed(connection, error)
+            return
+        if wanted:
+            self._poller.modify(connection.fd, wanted)
+        else:
+            self._opened(connection)
+
+    def _opened(self, connection: Connection) -> None:
+        self.num_opening -= 1
+        self.first_refusal_ns = None
+        connection.connect_ns = monotonic_ns() - connection.t_open_ns
+        connection.state = IDLE
+        self._poller.modify(connection.fd, READ)
+        self._free(connection)
+
+    def _free(self, connection: Connection) -> None:
+        """Give a usable connection to the request that waits longest, or keep it."""
+        exchange = connection.exchange or (self._waiting.popleft() if self._waiting else None)
+        if exchange is not None:
+            self._start(connection, exchange)
+            return
+        connection.state = IDLE
+        connection.t_idle_ns = monotonic_ns()
+        self._idle.append(connection)
+
+    def _connect_failed(self, connection: Connection, error: ConnectError) -> None:
+        exchange = connection.exchange
+        self._close(connection)
+        self._note_refusal(error, exchange)
+
+    def _note_refusal(self, error: ConnectError, exchange: Exchange | None) -> None:
+        """One request fails for each connection that could not be opened: its own, or the one that waits longest."""
+        self.last_refusal_ns = monotonic_ns()
+        if self.first_refusal_ns is None:
+            self.first_refusal_ns = self.last_refusal_ns
+        if exchange is None and self._waiting:
+            exchange = self._waiting.popleft()
+        if exchange is not None:
+            self._fail(exchange, error.outcome, error.detail)
+
+    # --- requests ---
+
+    def _start(self, connection: Connection, exchange: Exchange) -> None:
+        connection.exchange = exchange
+        connection.num_requests += 1
+        if connection.num_requests == 1:
+            exchange.connect_ns = connection.connect_ns
+        exchange.t_send_ns = monotonic_ns()
+        self._send(connection, memoryview(exchange.request.payload))
+
+    def _send(self, connection: Connection, data: memoryview) -> None:
+        try:
+            num_sent = connection.sock.send(data)
+        except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            num_sent = 0
+        except OSError:
+            num_sent = len(data)  # the connection is gone: reading tells how, and may still find an early answer
+        was_sending = connection.state == SENDING
+        if num_sent < len(data):
+            connection.unsent = data[num_sent:]
+            connection.state = SENDING
+            if not was_sending:
+                self._poller.modify(connection.fd, READ | WRITE)
+        else:
+            connection.state = RECEIVING
+            if was_sending:
+                connection.unsent = memoryview(b"")
+                self._poller.modify(connection.fd, READ)
+
+    def _receive(self, connection: Connection) -> None:
+        """One read: stamp, append, and see whether the answer ended."""
+        exchange = connection.exchange
+        assert exchange is not None
+        if self._address.tls is not None:
+            self._receive_tls(connection, exchange)
+            return
+        try:
+            data, ancillary, _, _ = connection.sock.recvmsg(READ_BYTES, ANCILLARY_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._lost(connection, exchange, error.strerror or str(error))
+            return
+        now = monotonic_ns()
+        if not data:
+            self._lost(connection, exchange, "connection closed by the server")
+            return
+        framer = exchange.framer
+        raw = framer.raw
+        raw += data
+        exchange.user_ns.append(now)
+        exchange.read_ends.append(len(raw))
+        exchange.kernel += ancillary[0][2] if ancillary else NO_STAMP
+        if len(raw) >= framer.need:
+            self._follow(connection, exchange)
+
+    def _receive_tls(self, connection: Connection, exchange: Exchange) -> None:
+        """Every record that TLS holds; the kernel's stamp does not reach through it."""
+        while connection.exchange is exchange:
+            try:
+                data = receive_tls(connection, exchange)
+            except OSError as error:
+                self._lost(connection, exchange, error.strerror or str(error))
+                return
+            if data is None:
+                return
+            if not data:
+                self._lost(connection, exchange, "connection closed by the server")
+            elif len(exchange.framer.raw) >= exchange.framer.need:
+                self._follow(connection, exchange)
+
+    def _follow(self, connection: Connection, exchange: Exchange) -> None:
+        """Let the framing look at what came; end the exchange when the answer is complete."""
+        try:
+            is_complete = exchange.framer.advance()
+        except WireError as error:
+            self._abandon(connection, exchange, "malformed_stream", str(error))
+            return
+        if is_complete:
+            self.first_refusal_ns = None
+            is_reusable = exchange.framer.keep_alive and connection.state == RECEIVING
+            connection.exchange = None
+            if is_reusable:
+                self._free(connection)
+            else:
+                self.server_closes = True
+                self._close(connection)
+            self._end(exchange)
+
+    def _lost(self, connection: Connection, exchange: Exchange, how: str) -> None:
+        """The server closed or reset the connection while a request was on it."""
+        if not exchange.framer.at_eof():
+            if self._closed_before_use(connection, exchange):
+                self._close(connection)
+                exchange.is_resent = True
+                exchange.t_send_ns = None
+                self._open(exchange)
+                return
+            exchange.detail = how
+        self._close(connection)
+        self._end(exchange)
+
+    def _closed_before_use(self, connection: Connection, exchange: Exchange) -> bool:
+        if connection.num_requests < 2 or exchange.is_resent or exchange.framer.raw or exchange.t_send_ns is None:
+            return False
+        return monotonic_ns() - exchange.t_send_ns <= max(RESEND_WINDOW_NS, 4 * (connection.connect_ns or 0))
+
+    def _abandon(self, connection: Connection, exchange: Exchange, outcome: str, detail: str) -> None:
+        self._close(connection)
+        self._fail(exchange, outcome, detail)
+
+    def _fail(self, exchange: Exchange, outcome: str, detail: str) -> None:
+        exchange.failure = outcome
+        exchange.detail = detail or None
+        self._end(exchange)
+
+    def _end(self, exchange: Exchange) -> None:
+        exchange.t_end_ns = monotonic_ns()
+        self.num_in_flight -= 1
+        self._ended.append(exchange)
+
+    def _expired(self, exchange: Exchange, now: int) -> str | None:
+        """The outcome of a request whose time is over; None while it may go on."""
+        assert exchange.t_send_ns is not None
+        deadlines = self._deadlines
+        since_send = now - exchange.t_send_ns
+        if since_send > deadlines.total_ns:
+            return "total_timeout"
+        since_read = now - exchange.user_ns[-1] if exchange.user_ns else since_send
+        if since_send <= deadlines.first_token_ns and since_read <= deadlines.idle_ns:
+            return None
+        if not self._has_token(exchange):
+            return "first_token_timeout" if since_send > deadlines.first_token_ns else None
+        return "idle_timeout" if since_read > deadlines.idle_ns else None

@@ -1,0 +1,177 @@
+"""One connection: its socket, TLS where the URL says so, and reading with the kernel's receive stamp."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import ssl
+import sys
+import time
+from array import array
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from perfsuite.load.requests import BuiltRequest
+from perfsuite.load.wire import ResponseFramer
+
+SO_TIMESTAMPNS = 35  # asm-generic/socket.h; the socket module has no name for it
+READ_BYTES = 65_536
+ANCILLARY_BYTES = 64
+NO_STAMP = bytes(16)
+
+CONNECTING, HANDSHAKING, IDLE, SENDING, RECEIVING, CLOSED = range(6)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    """Where to connect: `family` and `sockaddr` as socket.getaddrinfo gives them. `tls`: None for http."""
+
+    family: int
+    sockaddr: tuple[str, int] | tuple[str, int, int, int]
+    host: str
+    tls: ssl.SSLContext | None
+
+
+class Exchange:
+    """One request on its way: what is sent, and what has been received, undecoded. Changed in place by the client.
+
+    kernel      16 bytes for each read: the kernel's stamp (struct timespec on CLOCK_REALTIME), zeros where missing
+    user_ns     for each read: the monotonic clock just after it
+    read_ends   for each read: length of framer.raw after it
+    failure     outcome when the request did not run to the end of its answer; None: the bytes decide
+    t_end_ns    when it ended, on the monotonic clock
+    """
+
+    __slots__ = ("connect_ns", "detail", "failure", "framer", "has_token", "is_resent", "kernel", "num_reads_checked",
+                 "read_ends", "request", "t_end_ns", "t_sched_ns", "t_send_ns", "user_ns")  # fmt: skip
+
+    def __init__(self, request: BuiltRequest, t_sched_ns: int) -> None:
+        self.request = request
+        self.t_sched_ns = t_sched_ns
+        self.t_send_ns: int | None = None
+        self.t_end_ns = 0
+        self.connect_ns: int | None = None
+        self.framer = ResponseFramer()
+        self.kernel = bytearray()
+        self.user_ns = array("q")
+        self.read_ends = array("q")
+        self.failure: str | None = None
+        self.detail: str | None = None
+        self.is_resent = False
+        self.has_token = False
+        self.num_reads_checked = 0
+
+
+class Connection:
+    """A socket and the state it is in; `exchange` while a request is on it, or is to be the first on it."""
+
+    __slots__ = ("connect_ns", "exchange", "fd", "num_requests", "sock", "state", "t_idle_ns", "t_open_ns", "unsent")
+
+    def __init__(self, sock: socket.socket, t_open_ns: int) -> None:
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.state = CONNECTING
+        self.exchange: Exchange | None = None
+        self.t_open_ns = t_open_ns
+        self.t_idle_ns = t_open_ns
+        self.connect_ns: int | None = None
+        self.num_requests = 0
+        self.unsent: memoryview = memoryview(b"")
+
+    @property
+    def is_tls(self) -> bool:
+        return isinstance(self.sock, ssl.SSLSocket)
+
+
+class ConnectError(Exception):
+    """Connecting failed; `outcome` is a key of records.OUTCOMES."""
+
+    def __init__(self, outcome: str, detail: str) -> None:
+        super().__init__(detail)
+        self.outcome = outcome
+        self.detail = detail
+
+
+def resolve(url: str, *, connect_timeout_s: float) -> Address:
+    """The address of a URL's host; of several, the first that accepts a connection. Raises ConnectError ("dns")."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise ConnectError("dns", f"{host}: {error.strerror or error}") from None
+    tls = _tls_context() if parts.scheme == "https" else None
+    addresses = [Address(family=row[0], sockaddr=row[4], host=host, tls=tls) for row in found]  # type: ignore[arg-type]
+    return next((a for a in addresses if len(addresses) > 1 and _accepts(a, connect_timeout_s)), addresses[0])
+
+
+def _tls_context() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def _accepts(address: Address, timeout_s: float) -> bool:
+    with socket.socket(address.family, socket.SOCK_STREAM) as sock:
+        sock.settimeout(min(timeout_s, 2.0))
+        return sock.connect_ex(address.sockaddr) == 0
+
+
+def start_connecting(address: Address) -> Connection:
+    """A connection being opened. Raises ConnectError when the system refuses at once."""
+    t_open_ns = time.monotonic_ns()
+    try:
+        sock = socket.socket(address.family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise ConnectError("client_internal", f"socket: {error.strerror}; see ulimit -n") from None
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if sys.platform == "linux":
+        sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+    result = sock.connect_ex(address.sockaddr)
+    if result not in (0, errno.EINPROGRESS):
+        sock.close()
+        raise connect_error(result)
+    return Connection(sock, t_open_ns)
+
+
+def connect_error(number: int) -> ConnectError:
+    """The error for an errno of connect(2)."""
+    if number == errno.ETIMEDOUT:
+        return ConnectError("connect_timeout", os.strerror(number))
+    if number in (errno.EADDRNOTAVAIL, errno.EMFILE, errno.ENFILE, errno.ENOBUFS):
+        return ConnectError("client_internal", f"connect: {os.strerror(number)}")
+    return ConnectError("connect_refused", os.strerror(number))
+
+
+def handshake(connection: Connection) -> int:
+    """One step of the TLS handshake: 0 = done, else the readiness to wait for (poller.READ or WRITE).
+
+    Raises ConnectError ("tls").
+    """
+    assert isinstance(connection.sock, ssl.SSLSocket)
+    try:
+        connection.sock.do_handshake()
+    except ssl.SSLWantReadError:
+        return 1
+    except ssl.SSLWantWriteError:
+        return 4
+    except OSError as error:
+        raise ConnectError("tls", getattr(error, "verify_message", "") or error.strerror or str(error)) from None
+    return 0
+
+
+def receive_tls(connection: Connection, exchange: Exchange) -> bytes | None:
+    """One TLS read, stamped in user space. None: nothing complete yet; b"": closed. Raises OSError."""
+    try:
+        data = connection.sock.recv(READ_BYTES)
+    except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+        return None
+    if data:
+        exchange.framer.raw += data
+        exchange.user_ns.append(time.monotonic_ns())
+        exchange.read_ends.append(len(exchange.framer.raw))
+        exchange.kernel += NO_STAMP
+    return data

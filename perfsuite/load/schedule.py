@@ -1,0 +1,167 @@
+"""When each request is due. No sockets and no clock: instants are passed in, on the monotonic clock in nanoseconds.
+
+Requests go out in index order. Nothing is ever re-anchored: a late request keeps the instant at which it was due.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perfsuite.scenario.arrivals import ramp_in_offsets_ns
+from perfsuite.scenario.plan import LoadPoint, RequestSpecs
+
+
+class Schedule(Protocol):
+    """One of OpenLoop, ClosedLoop, Offline."""
+
+    num_issued: int
+
+    def next_due_ns(self) -> int | None:
+        """When the next request is due; None when that waits for an answer, or all are issued."""
+        ...
+
+    def take(self, now_ns: int) -> tuple[int, int] | None:
+        """(index, t_sched_ns) of the next request if it is due; call until None."""
+        ...
+
+    def freed(self, index: int, t_ns: int) -> None:
+        """Request `index` ended; its slot is free at t_ns (later than now after a failed connection)."""
+        ...
+
+    def num_due_before(self, t_ns: int) -> int:
+        """How many requests not yet issued will be due before t_ns, as far as is known."""
+        ...
+
+    def unissued(self, now_ns: int) -> Iterator[tuple[int, int]]:
+        """(index, t_sched_ns) of every request that was not issued, for its record."""
+        ...
+
+
+class OpenLoop:
+    """Absolute due times, whatever the server does."""
+
+    def __init__(self, offsets_ns: NDArray[np.int64], t_start_ns: int) -> None:
+        self._due = offsets_ns + t_start_ns
+        self.num_issued = 0
+
+    def next_due_ns(self) -> int | None:
+        """See Schedule."""
+        return int(self._due[self.num_issued]) if self.num_issued < len(self._due) else None
+
+    def take(self, now_ns: int) -> tuple[int, int] | None:
+        """See Schedule."""
+        due = self.next_due_ns()
+        if due is None or due > now_ns:
+            return None
+        self.num_issued += 1
+        return self.num_issued - 1, due
+
+    def freed(self, index: int, t_ns: int) -> None:
+        """Nothing waits for an answer."""
+
+    def num_due_before(self, t_ns: int) -> int:
+        """See Schedule."""
+        return int(np.searchsorted(self._due, t_ns)) - self.num_issued
+
+    def unissued(self, now_ns: int) -> Iterator[tuple[int, int]]:
+        """See Schedule."""
+        for index in range(self.num_issued, len(self._due)):
+            yield index, int(self._due[index])
+
+
+class ClosedLoop:
+    """`concurrency` slots that open evenly over the ramp-in; a slot is free again when its request ended."""
+
+    def __init__(self, num_requests: int, concurrency: int, ramp_in_s: float, t_start_ns: int) -> None:
+        offsets = ramp_in_offsets_ns(concurrency=concurrency, ramp_in_s=ramp_in_s)
+        self._openings = [t_start_ns + int(offset) for offset in offsets]
+        self._num_requests = num_requests
+        self.num_issued = 0
+
+    def next_due_ns(self) -> int | None:
+        """See Schedule."""
+        return self._openings[0] if self._openings and self.num_issued < self._num_requests else None
+
+    def take(self, now_ns: int) -> tuple[int, int] | None:
+        """See Schedule."""
+        due = self.next_due_ns()
+        if due is None or due > now_ns:
+            return None
+        heapq.heappop(self._openings)
+        self.num_issued += 1
+        return self.num_issued - 1, due
+
+    def freed(self, index: int, t_ns: int) -> None:
+        """See Schedule."""
+        heapq.heappush(self._openings, t_ns)
+
+    def num_due_before(self, t_ns: int) -> int:
+        """See Schedule."""
+        num = sum(1 for opening in self._openings if opening < t_ns)
+        return min(num, self._num_requests - self.num_issued)
+
+    def unissued(self, now_ns: int) -> Iterator[tuple[int, int]]:
+        """See Schedule. These were never due: their instant is now."""
+        for index in range(self.num_issued, self._num_requests):
+            yield index, now_ns
+
+
+class Offline:
+    """Everything at once; the warm-up requests are played and answered before the measured ones are due."""
+
+    def __init__(self, num_warmup: int, num_requests: int, t_start_ns: int) -> None:
+        self._num_warmup = num_warmup
+        self._num_requests = num_requests
+        self._num_warming = num_warmup
+        self._t_warmup_ns = t_start_ns
+        self._t_measured_ns = t_start_ns if num_warmup == 0 else None
+        self.num_issued = 0
+
+    def next_due_ns(self) -> int | None:
+        """See Schedule."""
+        if self.num_issued >= self._num_requests:
+            return None
+        return self._t_warmup_ns if self.num_issued < self._num_warmup else self._t_measured_ns
+
+    def take(self, now_ns: int) -> tuple[int, int] | None:
+        """See Schedule."""
+        due = self.next_due_ns()
+        if due is None or due > now_ns:
+            return None
+        self.num_issued += 1
+        return self.num_issued - 1, due
+
+    def freed(self, index: int, t_ns: int) -> None:
+        """See Schedule."""
+        if index < self._num_warmup:
+            self._num_warming -= 1
+            if self._num_warming == 0:
+                self._t_measured_ns = t_ns
+
+    def num_due_before(self, t_ns: int) -> int:
+        """See Schedule."""
+        due = self.next_due_ns()
+        if due is None or due >= t_ns:
+            return 0
+        last = self._num_warmup if self.num_issued < self._num_warmup else self._num_requests
+        return last - self.num_issued
+
+    def unissued(self, now_ns: int) -> Iterator[tuple[int, int]]:
+        """See Schedule."""
+        for index in range(self.num_issued, self._num_requests):
+            yield index, now_ns
+
+
+def make_schedule(point: LoadPoint, specs: RequestSpecs, t_start_ns: int) -> Schedule:
+    """The schedule of a load point whose first request may go out at t_start_ns."""
+    if point.kind == "open":
+        return OpenLoop(specs.t_offset_ns, t_start_ns)
+    if point.kind == "closed":
+        assert point.concurrency is not None
+        return ClosedLoop(len(specs), point.concurrency, point.ramp_in_s, t_start_ns)
+    return Offline(int(np.count_nonzero(~specs.measured)), len(specs), t_start_ns)

@@ -1,0 +1,251 @@
+"""HTTP/1.1 responses and server-sent events from bytes. No sockets, no clock (sans-I/O).
+
+While a stream is live only `ResponseFramer` runs: it follows the framing, so that the end of the response is known
+whatever way the bytes were split into reads. Bodies and events are taken apart afterwards.
+Sources: RFC 9112 (framing), WHATWG HTML 9.2 (event streams).
+"""
+
+from __future__ import annotations
+
+import re
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+MAX_HEAD_BYTES = 65_536
+MAX_LINE_BYTES = 4_096
+UNBOUNDED = 1 << 62
+
+_BLANK_LINE = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
+_BOM = b"\xef\xbb\xbf"
+
+
+class WireError(ValueError):
+    """The bytes are not HTTP/1.1."""
+
+
+class ResponseFramer:
+    """Follows one response as its bytes are appended to `raw`.
+
+    Usage: `framer.raw += data`, then, when len(raw) >= framer.need, `framer.advance()`; True = complete.
+    raw          everything received, head included
+    need         the length of raw below which `advance` cannot learn anything
+    status       HTTP status, None until the head is complete
+    headers      names in lower case; the last of equal names counts
+    pieces       flat pairs (start, end) of body bytes within raw, chunk framing left out; the last may be incomplete
+    end          offset in raw just after the response, once is_complete
+    keep_alive   the connection may carry another request
+    """
+
+    __slots__ = ("_mode", "_pos", "end", "headers", "is_complete", "keep_alive", "need", "pieces", "raw", "status")
+
+    def __init__(self) -> None:
+        self.raw = bytearray()
+        self.need = 1
+        self.status: int | None = None
+        self.headers: dict[bytes, bytes] = {}
+        self.pieces = array("q")
+        self.end: int | None = None
+        self.is_complete = False
+        self.keep_alive = False
+        self._mode = "head"
+        self._pos = 0
+
+    def feed(self, data: bytes) -> bool:
+        """Append and advance. True when the response is complete. Raises WireError."""
+        self.raw += data
+        return len(self.raw) >= self.need and self.advance()
+
+    def advance(self) -> bool:
+        """Look at what is new. True when the response is complete. Raises WireError when it is not HTTP/1.1."""
+        if self._mode == "head" and not self._read_head():
+            return False
+        if self._mode == "chunked":
+            return self._follow_chunks()
+        if self._mode == "length" and len(self.raw) >= self.need:
+            return self._complete(self.need)
+        return self.is_complete
+
+    def at_eof(self) -> bool:
+        """The connection was closed. True when that is a proper end: a body that lasts until the connection closes."""
+        if self._mode == "until_close":
+            self.pieces[1] = len(self.raw)
+            return self._complete(len(self.raw))
+        return self.is_complete
+
+    def _complete(self, end: int) -> bool:
+        self.is_complete = True
+        self.end = end
+        self.need = UNBOUNDED
+        if len(self.raw) > end:
+            self.keep_alive = False  # bytes nobody asked for: the connection is out of step
+        return True
+
+    def _read_head(self) -> bool:
+        end = self.raw.find(b"\r\n\r\n", self._pos)
+        if end < 0:
+            self._check_unfinished_head()
+            return False
+        status, headers = _parse_head(bytes(self.raw[self._pos : end]))
+        self._pos = end + 4
+        if 100 <= status < 200:
+            return self._read_head()
+        self.status, self.headers = status, headers
+        self._choose_mode(is_http_1_0=self.raw.startswith(b"HTTP/1.0"))
+        return True
+
+    def _check_unfinished_head(self) -> None:
+        start = bytes(self.raw[self._pos : self._pos + 5])
+        if not b"HTTP/".startswith(start):
+            raise WireError(f"the answer does not begin with HTTP/ but with {bytes(self.raw[self._pos :][:40])!r}")
+        if len(self.raw) - self._pos > MAX_HEAD_BYTES:
+            raise WireError(f"head of the response longer than {MAX_HEAD_BYTES} bytes")
+        self.need = len(self.raw) + 1
+
+    def _choose_mode(self, *, is_http_1_0: bool) -> None:
+        connection = self.headers.get(b"connection", b"").lower()
+        self.keep_alive = b"keep-alive" in connection if is_http_1_0 else b"close" not in connection
+        length = self.headers.get(b"content-length")
+        if self.status in (204, 304):
+            length = b"0"
+        if b"chunked" in self.headers.get(b"transfer-encoding", b"").lower():
+            self._mode = "chunked"
+            self.need = self._pos + 1
+        elif length is not None:
+            if not length.isdigit():
+                raise WireError(f"content-length {length!r}")
+            self._mode = "length"
+            self.need = self._pos + int(length)
+            self.pieces.extend((self._pos, self.need))
+        else:
+            self._mode = "until_close"
+            self.keep_alive = False
+            self.need = UNBOUNDED
+            self.pieces.extend((self._pos, UNBOUNDED))
+
+    def _follow_chunks(self) -> bool:
+        raw = self.raw
+        pos = self._pos
+        while pos + 2 < len(raw):
+            line_end = raw.find(b"\r\n", pos, pos + MAX_LINE_BYTES)
+            if line_end < 0:
+                break
+            size = _chunk_size(raw[pos:line_end])
+            if size == 0:
+                self._pos = pos
+                return self._follow_trailer(line_end)
+            start = line_end + 2
+            pos = start + size + 2
+            self.pieces.append(start)
+            self.pieces.append(pos - 2)
+        if len(raw) - pos >= MAX_LINE_BYTES:
+            raise WireError("chunk size line too long")
+        self._pos = pos
+        self.need = max(pos + 3, len(raw) + 1)
+        return False
+
+    def _follow_trailer(self, line_end: int) -> bool:
+        end = self.raw.find(b"\r\n\r\n", line_end)
+        if end < 0:
+            self.need = len(self.raw) + 1
+            if len(self.raw) - line_end > MAX_HEAD_BYTES:
+                raise WireError("trailer too long")
+            return False
+        return self._complete(end + 4)
+
+
+def _chunk_size(line: bytearray) -> int:
+    size = line if line.isalnum() else line.partition(b";")[0].strip()
+    try:
+        return int(size if size.isalnum() else b"?", 16)  # int() alone would take signs and underscores
+    except ValueError:
+        raise WireError(f"chunk size {bytes(line[:40])!r}") from None
+
+
+def _parse_head(head: bytes) -> tuple[int, dict[bytes, bytes]]:
+    lines = head.split(b"\r\n")
+    parts = lines[0].split(b" ", 2)
+    if len(parts) < 2 or parts[0] not in (b"HTTP/1.1", b"HTTP/1.0") or not parts[1].isdigit() or len(parts[1]) != 3:
+        raise WireError(f"status line {lines[0][:80]!r}")
+    headers = {}
+    for line in lines[1:]:
+        name, colon, value = line.partition(b":")
+        if not colon:
+            raise WireError(f"header line {line[:80]!r}")
+        headers[name.strip().lower()] = value.strip()
+    return int(parts[1]), headers
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """A response body without its chunk framing.
+
+    data     the bytes
+    ends     offset in data after each piece
+    shifts   for each piece: offset in raw minus offset in data
+    """
+
+    data: bytes
+    ends: array[int]
+    shifts: array[int]
+
+    def raw_offset(self, offset: int) -> int:
+        """Where in the raw response the first `offset` bytes (at least 1) of the body end."""
+        return offset + self.shifts[bisect_left(self.ends, offset)]
+
+
+def read_body(framer: ResponseFramer) -> Body:
+    """The body received so far. Raises WireError when a chunk is longer or shorter than its size says."""
+    raw = framer.raw
+    have = len(raw)
+    parts, ends, shifts = [], array("q"), array("q")
+    total = 0
+    is_chunked = framer._mode == "chunked"
+    for number in range(0, len(framer.pieces), 2):
+        start, end = framer.pieces[number], framer.pieces[number + 1]
+        if start >= have:
+            break
+        if is_chunked and not raw.startswith(b"\r\n", end) and have >= end + 2:
+            raise WireError("a chunk does not end where its size says")
+        part = raw[start : min(end, have)]
+        shifts.append(start - total)
+        total += len(part)
+        parts.append(part)
+        ends.append(total)
+    return Body(data=b"".join(parts), ends=ends, shifts=shifts)
+
+
+def iter_events(body: bytes, *, is_complete: bool) -> Iterator[tuple[bytes, int]]:
+    """(data, end) of each server-sent event that has data; `end`: offset in body after its blank line.
+
+    Comments (keep-alives) and events without data are left out. An event whose blank line is missing at the end of a
+    complete body still counts: some servers end so.
+    """
+    start = 3 if body.startswith(_BOM) else 0
+    while start < len(body):
+        stop, end = _block(body, start)
+        if stop < 0:
+            if is_complete and (data := _event_data(body[start:])) is not None:
+                yield data, len(body)
+            return
+        data = _event_data(body[start:stop])
+        start = end
+        if data is not None:
+            yield data, end
+
+
+def _block(body: bytes, start: int) -> tuple[int, int]:
+    """Where the event at `start` stops and where the next begins; (-1, -1) when its blank line is not there yet."""
+    stop = body.find(b"\n\n", start)
+    if body.find(b"\r", start, stop if stop >= 0 else len(body)) < 0:
+        return (stop, stop + 2) if stop >= 0 else (-1, -1)
+    match = _BLANK_LINE.search(body, start)
+    return match.span() if match else (-1, -1)
+
+
+def _event_data(block: bytes) -> bytes | None:
+    if block.startswith(b"data:") and b"\n" not in block and b"\r" not in block:
+        return block[5:].strip()
+    lines = [line[5:].removeprefix(b" ") for line in block.splitlines() if line.startswith(b"data:")]
+    return b"\n".join(lines).strip() if lines else None

@@ -1,0 +1,199 @@
+"""The answer, a run, its doubts and the list of runs as JSON-able values: the same as report.text, for machines.
+
+Numbers are finite; what is missing is None. Times are seconds, by the suffix of the key. Keys are stable: `schema`
+names the version.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from perfsuite.analysis.checks import REASONS
+from perfsuite.analysis.compare import ComparisonResult, MetricComparison, PointComparison
+from perfsuite.analysis.findings import Finding, find
+from perfsuite.analysis.metrics import METRICS_VERSION
+from perfsuite.analysis.summary import RunSummary, TrialSummary
+from perfsuite.records import ServerFacts
+from perfsuite.report.text import ListedRun
+
+
+def answer_json(summary: RunSummary, comparisons: Sequence[ComparisonResult], *, bundle: str) -> dict[str, Any]:
+    """The comparisons of a run, the findings, and the trials they rest on."""
+    return _document(
+        {
+            "schema": "answer/1",
+            "bundle": bundle,
+            **_run(summary),
+            "comparisons": [_comparison(comparison) for comparison in comparisons],
+            "findings": _findings(find(summary, comparisons)),
+            "trials": [_trial(trial, summary) for trial in summary.trials],
+        }
+    )
+
+
+def summary_json(summary: RunSummary, *, run: Mapping[str, Any]) -> dict[str, Any]:
+    """One run: its trials, accounting, servers, and the manifest as `run`."""
+    return _document(
+        {
+            "schema": "summary/1",
+            "run": dict(run),
+            **_run(summary),
+            "trials": [_trial(trial, summary) for trial in summary.trials],
+            "servers": {str(block): _server(facts) for block, facts in summary.servers.items()},
+        }
+    )
+
+
+def check_json(summary: RunSummary, *, run: Mapping[str, Any]) -> dict[str, Any]:
+    """Validity of each trial with reasons, what the reasons mean, and the findings."""
+    codes = dict.fromkeys(reason.code for trial in summary.trials for reason in trial.reasons)
+    return _document(
+        {
+            "schema": "check/1",
+            "run": dict(run),
+            **_run(summary),
+            "trials": [
+                {
+                    "trial": trial.trial,
+                    "arm": trial.arm,
+                    "load_point": summary.load_points[trial.load_point].label,
+                    "validity": trial.validity,
+                    "reasons": [asdict(reason) for reason in trial.reasons],
+                }
+                for trial in summary.trials
+            ],
+            "reasons": {code: asdict(REASONS[code]) for code in codes},
+            "findings": _findings(find(summary)),
+        }
+    )
+
+
+def list_json(rows: Sequence[ListedRun]) -> list[dict[str, Any]]:
+    """The runs of a results folder."""
+    names = ("run_id", "status", "scenario", "created_utc_ns", "emulated", "num_trials", "num_played", "problem")
+    return [{name: getattr(row, name) for name in names} for row in rows]
+
+
+def _document(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: finite(value) for key, value in values.items()}
+
+
+def finite(value: Any) -> Any:
+    """The value with every NaN and infinity as None, mappings with text keys, tuples as lists."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
+
+
+def _run(summary: RunSummary) -> dict[str, Any]:
+    scenario = summary.scenario
+    return {
+        "metrics_version": METRICS_VERSION,
+        "emulated": summary.is_emulated,
+        "scenario": scenario.name,
+        "model": scenario.model,
+        "mode": scenario.mode,
+        "seed": scenario.seed,
+        "load_points": [point.label for point in summary.load_points],
+        "primary_metrics": list(scenario.primary_metrics),
+    }
+
+
+def _comparison(comparison: ComparisonResult) -> dict[str, Any]:
+    return {
+        "baseline": comparison.baseline,
+        "candidate": comparison.candidate,
+        "emulated": comparison.emulated,
+        "comparable": comparison.comparable,
+        "reason": comparison.reason,
+        "differences": [asdict(row) for row in comparison.differences],
+        "load_points": [_point(point) for point in comparison.points],
+    }
+
+
+def _point(point: PointComparison) -> dict[str, Any]:
+    return {
+        "load_point": point.load_label,
+        "num_pairs": point.num_pairs,
+        "num_planned_pairs": point.num_planned,
+        "label": point.label or None,
+        "comparable": point.comparable,
+        "reason": point.reason,
+        "baseline_trials": point.baseline_trials,
+        "candidate_trials": point.candidate_trials,
+        "metrics": {row.metric.name: _metric(row) for row in point.metrics},
+    }
+
+
+def _metric(row: MetricComparison) -> dict[str, Any]:
+    return {
+        "unit": row.metric.unit,
+        "direction": row.metric.direction,
+        "margin_ratio": row.metric.margin_ratio,
+        "is_primary": row.is_primary,
+        "baseline_median": row.baseline,
+        "candidate_median": row.candidate,
+        "ratio": row.estimate.ratio,
+        "ratio_low": row.estimate.low,
+        "ratio_high": row.estimate.high,
+        "sd_log_ratio": row.estimate.sd_log,
+        "p": row.estimate.p,
+        "num_pairs": row.estimate.num_pairs,
+        "verdict": row.verdict.word,
+        "is_below_margin": row.verdict.is_below_margin,
+        "adjusted_low": row.verdict.low,
+        "adjusted_high": row.verdict.high,
+        "adjusted_alpha": row.verdict.alpha,
+        "detectable_ratio": row.verdict.mde_ratio,
+        "pairs_to_settle": row.verdict.pairs_to_settle,
+        "note": row.note,
+    }
+
+
+def _trial(trial: TrialSummary, summary: RunSummary) -> dict[str, Any]:
+    window = trial.window
+    return {
+        "trial": trial.trial,
+        "block": trial.block,
+        "arm": trial.arm,
+        "comparison": trial.comparison,
+        "pair": trial.pair,
+        "load_point": summary.load_points[trial.load_point].label,
+        "emulated": trial.emulated,
+        "validity": trial.validity,
+        "reasons": [asdict(reason) for reason in trial.reasons],
+        "num_ok": trial.num_ok,
+        "accounting": asdict(trial.accounting),
+        "window_s": window.duration_s if window is not None else None,
+        "window_ns": [window.t0_ns, window.t1_ns] if window is not None else None,
+        "mean_in_flight": trial.mean_in_flight,
+        "is_overloaded": trial.is_overloaded,
+        "metrics": dict(trial.metrics),
+        "notes": dict(trial.notes),
+        "energy": asdict(trial.energy),
+        "memory_used_bytes_by_gpu": dict(trial.memory_by_gpu),
+        "mean_output_tokens": trial.mean_output_tokens,
+        "mean_input_tokens": trial.mean_input_tokens,
+        "tokens_per_chunk": trial.tokens_per_chunk,
+        "coalesced_ratio": trial.coalesced_ratio,
+        "mser5_cut_ratio": trial.mser5_cut_ratio,
+        "step_slip_ratio": trial.step_slip_ratio,
+        "steal_ratio": trial.steal_ratio,
+        "client_cpu_ratio": trial.client_cpu_ratio,
+        "prompts_digest": trial.prompts_digest or None,
+    }
+
+
+def _server(facts: ServerFacts) -> dict[str, Any]:
+    return asdict(facts)
+
+
+def _findings(findings: Sequence[Finding]) -> list[dict[str, Any]]:
+    return [asdict(finding) for finding in findings]

@@ -1,0 +1,128 @@
+"""A plan as text and as JSON, before it is run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from perfsuite.analysis.estimate import ASSUMED_PAIR_SD_RATIO, PlanEstimate, PointEstimate
+from perfsuite.analysis.metrics import min_samples
+from perfsuite.units import format_duration_s, format_number
+
+
+def plan_text(estimate: PlanEstimate, *, width: int) -> str:
+    """What would be run, for the terminal; lines of at most `width` columns where words allow."""
+    scenario = estimate.plan.scenario
+    lines = [
+        f"{scenario.name}: {scenario.description}" if scenario.description else scenario.name,
+        f"model {scenario.model}, mode {scenario.mode}, seed {scenario.seed}, plan {estimate.plan.digest[:16]}",
+        "",
+        *_arm_lines(estimate),
+        "",
+        *_point_lines(estimate),
+        "",
+        *_order_lines(estimate, width),
+        "",
+        *_time_lines(estimate),
+        "",
+        *_certainty_lines(estimate),
+    ]
+    return "\n".join(lines)
+
+
+def _arm_lines(estimate: PlanEstimate) -> list[str]:
+    lines = []
+    for name, arm in estimate.plan.scenario.arms.items():
+        what = arm.checkpoint or arm.url or ""
+        mark = "  EMULATED" if arm.engine == "emulated" else ""
+        lines.append(f"arm {name}: {arm.engine} {what}, {arm.precision}, {arm.gpus} GPUs{mark}")
+    return lines
+
+
+def _point_lines(estimate: PlanEstimate) -> list[str]:
+    lines = [f"{'load point (each trial)':<28}{'warm-up':>8}{'measured':>9}{'tok in':>10}{'tok out':>10}  percentiles"]
+    for p in estimate.points:
+        tokens_in = f"{p.input_tokens:,}" if p.input_tokens else "from file"
+        lines.append(
+            f"{p.label:<28}{p.num_warmup:>8,}{p.num_measured:>9,}{tokens_in:>10}{p.output_tokens:>10,}  {_percentiles(p)}"
+        )
+    lines.append(f"p99 needs {min_samples(99)} measured requests in a trial, p99.9 {min_samples(99.9):,}")
+    return lines
+
+
+def _percentiles(point: PointEstimate) -> str:
+    return " ".join(f"p{p:g}" for p in point.percentiles) or "none"
+
+
+def _order_lines(estimate: PlanEstimate, width: int) -> list[str]:
+    plan = estimate.plan
+    order = " ".join(block.arm for block in plan.blocks)
+    total = sum(
+        estimate.points[t.load_point].num_warmup + estimate.points[t.load_point].num_measured for t in plan.trials
+    )
+    if len(order) > width - 8:
+        order = order[: width - 12] + " …"
+    return [f"order: {order}", f"{len(plan.blocks)} blocks, {len(plan.trials)} trials, {total:,} requests"]
+
+
+def _time_lines(estimate: PlanEstimate) -> list[str]:
+    if estimate.total_s is None or estimate.warmup_s is None or estimate.measured_s is None:
+        return ["time: not known for these arms (no roofline of the library); time-outs bound each request"]
+    return [
+        f"time, estimated: {format_duration_s(estimate.total_s)} = engine starts {format_duration_s(estimate.start_s)}"
+        f" + warm-up {format_duration_s(estimate.warmup_s)} + measuring {format_duration_s(estimate.measured_s)}",
+        f"GPU-hours, estimated: {format_number(estimate.gpu_hours)}"
+        + (" (of emulated GPUs)" if _is_emulated(estimate) else ""),
+    ]
+
+
+def _is_emulated(estimate: PlanEstimate) -> bool:
+    return all(arm.engine == "emulated" for arm in estimate.plan.scenario.arms.values())
+
+
+def _certainty_lines(estimate: PlanEstimate) -> list[str]:
+    if not estimate.plan.scenario.comparisons:
+        return ["no comparison: each trial stands for itself"]
+    effects = ", ".join(f"{n} pairs {effect:.1%}" for n, effect in estimate.smallest_effect.items())
+    return [
+        f"smallest effect found in 80 % of runs, if pairs scatter by {ASSUMED_PAIR_SD_RATIO:.0%} (assumed): {effects}",
+    ]
+
+
+def plan_json(estimate: PlanEstimate) -> dict[str, Any]:
+    """The same for machines. Times in seconds; None = not known."""
+    plan = estimate.plan
+    return {
+        "scenario": plan.scenario.name,
+        "digest": plan.digest,
+        "seed": plan.scenario.seed,
+        "mode": plan.scenario.mode,
+        "arms": {name: arm.model_dump(mode="json", exclude={"api_key"}) for name, arm in plan.scenario.arms.items()},
+        "comparisons": [comparison.model_dump() for comparison in plan.scenario.comparisons],
+        "load_points": [
+            {
+                "label": p.label,
+                "kind": p.kind,
+                "num_warmup": p.num_warmup,
+                "num_measured": p.num_measured,
+                "input_tokens": p.input_tokens,
+                "output_tokens": p.output_tokens,
+                "percentiles": list(p.percentiles),
+                "estimated_warmup_s": p.warmup_s,
+                "estimated_measured_s": p.measured_s,
+            }
+            for p in estimate.points
+        ],
+        "blocks": [
+            {
+                "block": block.ordinal,
+                "arm": block.arm,
+                "comparison": block.comparison,
+                "pair": block.pair,
+                "load_points": [trial.load_point for trial in block.trials],
+            }
+            for block in plan.blocks
+        ],
+        "estimated_start_s": estimate.start_s,
+        "estimated_total_s": estimate.total_s,
+        "estimated_gpu_hours": estimate.gpu_hours,
+    }

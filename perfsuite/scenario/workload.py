@@ -1,0 +1,98 @@
+"""The prompts that the request specs stand for. Pure: the same seed gives the same prompt on every machine.
+
+Random numbers come from PCG64's raw output, whose stream numpy keeps stable between versions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_SEED_BITS = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptRow:
+    """One row of a prompt file: a prompt or a list of chat messages; output_tokens overrides the scenario's."""
+
+    prompt: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    output_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptRows:
+    """The rows of a prompt file, in file order."""
+
+    rows: tuple[PromptRow, ...]
+
+
+def ordinary_token_range(vocab_size: int) -> tuple[int, int]:
+    """[low, high) of token ids that are words in every tokenizer with that many: neither special nor unused.
+
+    Left out: the first 1,000 (control and byte tokens come first) or, in a small vocabulary, its first tenth; and the
+    last hundredth (added special tokens and padding come last: 128,000 of DeepSeek's 129,280 and of Llama 3's 128,256).
+    """
+    return min(1000, vocab_size // 10), vocab_size - max(1, vocab_size // 100)
+
+
+def prompt_token_ids(
+    seed: int, num_tokens: int, prefix_seed: int = 0, prefix_tokens: int = 0, vocab_size: int = 32_000
+) -> NDArray[np.int32]:
+    """Token ids, int32, shape (num_tokens,): the shared prefix (prefix_tokens of them), then fresh ones.
+
+    The first fresh ids are the digits of the seed, so two requests of different seeds share no more than the prefix.
+    """
+    low, high = ordinary_token_range(vocab_size)
+    prefix = _draw(prefix_seed, prefix_tokens, high - low)
+    fresh = _draw(seed, num_tokens - prefix_tokens, high - low)
+    return (np.concatenate([prefix, fresh]) + low).astype(np.int32)
+
+
+def prompt_text(seed: int, num_tokens: int, prefix_seed: int = 0, prefix_tokens: int = 0) -> str:
+    """num_tokens common English words, about one token each, made as `prompt_token_ids` makes its ids."""
+    prefix = _draw(prefix_seed, prefix_tokens, len(WORDS))
+    fresh = _draw(seed, num_tokens - prefix_tokens, len(WORDS))
+    return " ".join(WORDS[number] for number in np.concatenate([prefix, fresh]).tolist())
+
+
+def _draw(seed: int, num: int, below: int) -> NDArray[np.int64]:
+    """`num` integers in [0, below), shape (num,): first the digits of the seed in base `below`, then random ones."""
+    raw = np.random.PCG64(seed).random_raw(num) if num else np.zeros(0, dtype=np.uint64)
+    out = ((raw >> np.uint64(32)) * np.uint64(below) >> np.uint64(32)).astype(np.int64)
+    digits = _digits(seed, below)[:num]
+    out[: len(digits)] = digits
+    return out
+
+
+def _digits(seed: int, base: int) -> list[int]:
+    """All digits of a 64-bit seed, the lowest first: an injection, so different seeds differ in one of them."""
+    digits = []
+    largest = (1 << _SEED_BITS) - 1
+    while largest:
+        seed, digit = divmod(seed, base)
+        largest //= base
+        digits.append(digit)
+    return digits
+
+
+# 256 common words: each is one token, with its leading space, in the vocabularies of GPT, Llama and DeepSeek.
+_WORDS_TEXT = """
+able about above across act add after again age ago air all almost along also always among and animal another answer
+any appear area arm art ask back ball bank base bear beat bed been before begin behind best better big bird bit black
+blood blue board boat body book both box boy bring brown build burn busy buy call came can capital car card care carry
+case cat cause cell center chair chance change chart check child choose church circle city class clean clear climb
+clock close cloud coast cold color come common company compare complete control cook cool copy corn corner cost count
+country course cover cross crowd cry current cut dance dark day dead deal dear deep design desk die difference dinner
+direct do doctor dog dollar door double down draw dream dress drink drive drop dry during each ear early earth east
+easy eat edge egg eight electric end energy engine enough enter equal even evening event ever every exact example eye
+face fact fair fall family far farm fast father favor fear feel feet few field fight figure fill film final find fine
+finger finish fire first fish fit five flat floor flow flower fly follow food foot force forest form forward found
+four free fresh friend front fruit full game garden gas gather gave general gentle girl give glad glass gold gone good
+grand grass great green ground group grow guess guide gun hair half hand happen happy hard hat head hear heart heat
+heavy help here high hill history
+"""
+WORDS = tuple(_WORDS_TEXT.split())

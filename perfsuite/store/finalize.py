@@ -1,0 +1,252 @@
+"""Streams become Parquet, with exactly one record for every planned request; then the manifest, last.
+
+Each step can be killed and done again: a Parquet file takes its name after it was read back and counted, streams are
+removed after both Parquet files have their names, and the manifest says "finished" after the streams are gone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from perfsuite.errors import StoreError
+from perfsuite.records import REQUEST_SCHEMA, TELEMETRY_SCHEMA, TrialFacts
+from perfsuite.scenario.plan import Plan, RequestSpecs, Trial, request_specs
+from perfsuite.store.documents import read_lines, trial_facts, write_lines, write_manifest
+from perfsuite.store.layout import (
+    LIVE,
+    MANIFEST,
+    REQUESTS,
+    SUMMARY,
+    TELEMETRY,
+    TMP_SUFFIX,
+    TRIALS,
+    rename_durably,
+    request_stream,
+    store_errors,
+    telemetry_streams,
+    temporary,
+)
+from perfsuite.store.redact import Redactor
+from perfsuite.store.streams import read_stream
+
+LOST = "lost: the load worker ended before it wrote this record"
+ROW_GROUP_ROWS = 100_000
+
+# Few distinct values: a dictionary pays. Arrival gaps are split by byte instead, which is smaller and faster.
+_DICTIONARY = [
+    "trial", "phase", "outcome", "detail", "http_status", "finish_reason", "input_tokens_planned",
+    "output_tokens_planned", "n_in", "n_out", "token_source", "timestamp_source", "worker",
+    "chunk_tokens.list.element", "chunk_read_events.list.element",
+]  # fmt: skip
+_SPLIT = {"chunk_delta_us.list.element": "BYTE_STREAM_SPLIT"}
+
+
+def finish_bundle(
+    folder: Path, plan: Plan, manifest: dict[str, Any], *, status: str, ended: Mapping[str, int]
+) -> dict[str, Any]:
+    """Turn a bundle's streams into Parquet and write its final manifest, which is returned. Raises StoreError.
+
+    May be called again after a kill at any moment: what is done already is checked and kept.
+    """
+    with store_errors("cannot finish the bundle", folder):
+        num_requests = _finish_requests(folder, plan, status)
+        num_samples = _finish_telemetry(folder)
+        _remove_streams(folder)
+        trials = read_lines(folder / TRIALS)
+        manifest = manifest | {
+            "status": status,
+            "ended": dict(ended),
+            "num_requests": num_requests,
+            "num_telemetry_rows": num_samples,
+            "num_played": sum(row["status"] == "played" for row in trials),
+            "files": file_list(folder),
+        }
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def file_list(folder: Path) -> list[dict[str, Any]]:
+    """Path, size and SHA-256 of each file of a bundle but its manifest and what is derived from it."""
+    out = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name not in (MANIFEST, SUMMARY) and path.suffix != TMP_SUFFIX:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            out.append({"path": path.relative_to(folder).as_posix(), "bytes": path.stat().st_size, "sha256": digest})
+    return out
+
+
+def _finish_requests(folder: Path, plan: Plan, status: str) -> int:
+    """Number of records in requests.parquet, which is made when it is missing."""
+    path = folder / REQUESTS
+    planned = {trial.ordinal: len(_specs(plan, trial)) for trial in plan.trials}
+    if not path.exists():
+        known = {facts.trial: facts for facts in map(trial_facts, read_lines(folder / TRIALS))}
+        facts: list[TrialFacts] = []
+        with pq.ParquetWriter(
+            temporary(path), REQUEST_SCHEMA, compression="zstd", use_dictionary=_DICTIONARY, column_encoding=_SPLIT
+        ) as writer:
+            for trial in plan.trials:
+                table, fact = _trial_table(folder, plan, trial, known.get(trial.ordinal), status)
+                writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+                facts.append(fact)
+        _check_rows(temporary(path), planned)
+        write_lines(folder / TRIALS, map(Redactor().plain, facts))
+        rename_durably(temporary(path), path)
+    else:
+        _check_rows(path, planned)
+    return sum(planned.values())
+
+
+def _specs(plan: Plan, trial: Trial) -> RequestSpecs:
+    return request_specs(plan.scenario, plan.load_points[trial.load_point], trial, plan.num_file_rows)
+
+
+def _trial_table(
+    folder: Path, plan: Plan, trial: Trial, facts: TrialFacts | None, status: str
+) -> tuple[pa.Table, TrialFacts]:
+    """One record for each planned request of a trial, in the order of their index, and the trial's facts."""
+    path = request_stream(folder, trial.ordinal)
+    specs = _specs(plan, trial)
+    found = _first_of_each_index(read_stream(path, REQUEST_SCHEMA).table, trial.ordinal, len(specs))
+    if facts is None:
+        facts = _facts_from_records(trial, found, was_begun=path.exists())
+    index = found.column("index").to_numpy()
+    missing = np.setdiff1d(np.arange(len(specs), dtype=np.int32), index)
+    filled = missing_records(trial.ordinal, missing, specs, facts, status)
+    table = pa.concat_tables([found, filled]).sort_by("index")
+    if table.num_rows != len(specs):
+        raise StoreError(
+            "the records of a trial do not add up: an error of perfsuite's own",
+            where=f"{path}: trial {trial.ordinal}",
+            found=f"{table.num_rows} records for {len(specs)} planned requests",
+        )
+    return table, facts
+
+
+def _first_of_each_index(table: pa.Table, trial: int, planned: int) -> pa.Table:
+    """The rows that belong to the trial, each index once."""
+    index = table.column("index").to_numpy()
+    belongs = (table.column("trial").to_numpy() == trial) & (index >= 0) & (index < planned)
+    rows = np.flatnonzero(belongs)
+    _, first = np.unique(index[rows], return_index=True)
+    return table if len(first) == table.num_rows else table.take(pa.array(rows[np.sort(first)]))
+
+
+def _facts_from_records(trial: Trial, records: pa.Table, *, was_begun: bool) -> TrialFacts:
+    """Facts of a trial whose end nobody wrote down: times are those of its records."""
+    ends = pc.max(records.column("t_done_ns")).as_py()
+    return TrialFacts(
+        trial=trial.ordinal,
+        block=trial.block,
+        arm=trial.arm,
+        comparison=trial.comparison,
+        pair=trial.pair,
+        load_point=trial.load_point,
+        status="interrupted" if was_begun else "not_played",
+        t_start_ns=pc.min(records.column("t_sched_ns")).as_py(),
+        t_end_ns=ends,
+        audit=None,
+        engine_stats={},
+    )
+
+
+def missing_records(
+    trial: int, index: NDArray[np.integer[Any]], specs: RequestSpecs, facts: TrialFacts, status: str
+) -> pa.Table:
+    """Records of REQUEST_SCHEMA for planned requests that left none.
+
+    Never played: outcome "unsent". Played, but the record is missing: outcome "client_internal", because nobody knows
+    whether the request was sent.
+    """
+    was_played = facts.status != "not_played"
+    values: dict[str, Any] = {
+        "trial": trial,
+        "outcome": "client_internal" if was_played else "unsent",
+        "detail": LOST if was_played else f"not_played: {status}",
+        "t_sched_ns": facts.t_start_ns or 0,
+        "prompt_hash": "",
+        "bytes_received": 0,
+        "worker": 0,
+        "tail_in_last_read": False,
+    }
+    columns: dict[str, pa.Array] = {
+        "index": pa.array(index, pa.int32()),
+        "phase": pa.array(np.where(specs.measured[index], "measured", "warmup"), pa.string()),
+        "input_tokens_planned": pa.array(specs.input_tokens[index], pa.int32()),
+        "output_tokens_planned": pa.array(specs.output_tokens[index], pa.int32()),
+    }
+    for field in REQUEST_SCHEMA:
+        if field.name not in columns:
+            columns[field.name] = _constant(field, values.get(field.name), len(index))
+    return pa.Table.from_pydict(columns, schema=REQUEST_SCHEMA)
+
+
+def _constant(field: pa.Field, value: Any, num: int) -> pa.Array:
+    if value is None and not field.nullable:
+        value = []  # only lists are neither nullable nor given above
+    return pa.nulls(num, field.type) if value is None else pa.array([value] * num, field.type)
+
+
+def _check_rows(path: Path, planned: Mapping[int, int]) -> None:
+    """Read a Parquet file back whole and compare its rows for each trial with the plan. Raises StoreError."""
+    counts: Counter[int] = Counter()
+    for table in _row_groups(path):
+        trials, nums = np.unique(table.column("trial").to_numpy(), return_counts=True)
+        counts.update(dict(zip(trials.tolist(), nums.tolist(), strict=True)))
+    for trial in planned.keys() | counts.keys():
+        if counts[trial] != planned.get(trial, 0):
+            raise StoreError(
+                "the file has other records than the plan",
+                where=f"{path}: trial {trial}",
+                found=f"{counts[trial]} records for {planned.get(trial, 0)} planned requests",
+            )
+
+
+def _row_groups(path: Path) -> Iterator[pa.Table]:
+    try:
+        with pq.ParquetFile(path) as file:
+            for number in range(file.num_row_groups):
+                yield file.read_row_group(number)
+    except (pa.ArrowException, OSError) as error:
+        raise StoreError("damaged: not a Parquet file", where=str(path), found=str(error)) from None
+
+
+def _finish_telemetry(folder: Path) -> int:
+    """Number of rows in telemetry.parquet, which is made when it is missing."""
+    path = folder / TELEMETRY
+    if not path.exists():
+        written = _write_telemetry(temporary(path), telemetry_streams(folder))
+        if written != sum(table.num_rows for table in _row_groups(temporary(path))):
+            raise StoreError("the telemetry file did not read back", where=str(temporary(path)))
+        rename_durably(temporary(path), path)
+    return sum(table.num_rows for table in _row_groups(path))
+
+
+def _write_telemetry(path: Path, streams: Iterable[Path]) -> int:
+    num = 0
+    with pq.ParquetWriter(path, TELEMETRY_SCHEMA, compression="zstd") as writer:
+        for stream in streams:
+            table = read_stream(stream, TELEMETRY_SCHEMA).table
+            writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+            num += table.num_rows
+    return num
+
+
+def _remove_streams(folder: Path) -> None:
+    """Remove the live streams and what an earlier kill left half-written."""
+    live = folder / LIVE
+    for path in [*live.glob("*"), *folder.glob(f"*{TMP_SUFFIX}")]:
+        path.unlink()
+    if live.exists():
+        live.rmdir()

@@ -1,0 +1,185 @@
+"""What the sampler's process does. It reads at absolute deadlines, flushes at least each second, answers commands.
+
+It ignores the signals of a terminal: its parent decides when it stops. It ends when its parent ends.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from perfsuite.telemetry.source import GpuSample, SamplerStatus, Source, SourceUnavailable, open_source
+from perfsuite.telemetry.stream import TelemetryStream
+
+FLUSH_NS = 500_000_000
+_PR_SET_PDEATHSIG = 1
+
+
+def main(commands: Connection, parent_pid: int) -> None:
+    """Entry point of the process. Commands are tuples: ("start", source, path, hz), ("status",), ("stop",)."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    _die_with_parent(parent_pid)
+    serve(commands)
+
+
+def _die_with_parent(parent_pid: int) -> None:
+    """The kernel kills this process when its parent ends (Linux); elsewhere the closed pipe has to do."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        sys.exit(0)
+
+
+def serve(commands: Connection) -> None:
+    """Sample and answer until the other end of the pipe is closed."""
+    sampling = Sampling("none", NoFile(), open_source("none"), hz=1.0)
+    is_on = False
+    while True:
+        if commands.poll(sampling.seconds_to_next() if is_on else None):
+            try:
+                command = commands.recv()
+            except (EOFError, OSError):
+                break
+            if command[0] == "start":
+                sampling = start_sampling(*command[1:])
+                is_on = sampling.reason is None and sampling.source_name != "none"
+            elif command[0] == "stop":
+                sampling.close()
+                is_on = False
+            commands.send(sampling.status("sampling" if is_on else "stopped"))
+        elif is_on:
+            sampling.sample()
+            is_on = not sampling.is_closed
+    sampling.close()
+
+
+def start_sampling(source_name: str, path: Path, hz: float) -> Sampling:
+    """Open the source and the file; what cannot be opened is a reason in the status, not an error."""
+    source: Source = open_source("none")
+    file: TelemetryStream | NoFile = NoFile()
+    reason = detail = None
+    try:
+        source = open_source(source_name)
+        file = TelemetryStream(path) if source_name != "none" else file
+    except SourceUnavailable as error:
+        reason, detail = error.reason, str(error)
+    except OSError as error:
+        reason, detail = "write_failed", str(error)
+    sampling = Sampling(source_name, file, source, hz=hz)
+    sampling.reason, sampling.detail = reason, detail
+    return sampling
+
+
+class NoFile:
+    """Takes the place of a file that is not needed, or that could not be opened."""
+
+    def append(self, samples: list[GpuSample]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Sampling:
+    """One block's samples: deadlines, the rows not yet flushed, and the sampler's account of itself."""
+
+    def __init__(
+        self,
+        source_name: str,
+        file: TelemetryStream | NoFile,
+        source: Source,
+        *,
+        hz: float,
+        now_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self.source_name = source_name
+        self.reason: str | None = None
+        self.detail: str | None = None
+        self.is_closed = False
+        self._file = file
+        self._source = source
+        self._now_ns = now_ns
+        self._period_ns = round(1e9 / hz)
+        self._started_ns = self._deadline_ns = self._flushed_ns = now_ns()
+        self._cpu_at_start_s = time.process_time()
+        self._ended: tuple[float, float] | None = None
+        self._rows: list[GpuSample] = []
+        self._lags_ns: list[int] = []
+        self._counts = {"num_gpus": 0, "num_rows": 0, "num_rounds": 0, "num_failed_rounds": 0, "num_missed": 0}
+
+    def seconds_to_next(self) -> float:
+        """Seconds until the next deadline, 0 when it has passed."""
+        return max(0, self._deadline_ns - self._now_ns()) / 1e9
+
+    def sample(self) -> None:
+        """Read every GPU once, move to the next deadline that has not passed, flush when it is time."""
+        self._lags_ns.append(self._now_ns() - self._deadline_ns)
+        samples = self._source.read()
+        self._rows += samples
+        self._count(samples)
+        now = self._now_ns()
+        periods = max(1, -((self._deadline_ns - now) // self._period_ns))
+        self._counts["num_missed"] += periods - 1
+        self._deadline_ns += periods * self._period_ns
+        if now - self._flushed_ns >= FLUSH_NS:
+            self._flush(now)
+
+    def close(self) -> None:
+        """Flush and close; a second call does nothing."""
+        if self.is_closed:
+            return
+        self.is_closed = True
+        self._ended = self._spent()
+        self._flush(self._now_ns())
+        self._file.close()
+        self._source.close()
+
+    def status(self, state: str) -> SamplerStatus:
+        """What the sampler says of itself."""
+        wall_s, cpu_s = self._ended or self._spent()
+        lags = np.percentile(self._lags_ns, [50, 99, 100]) / 1e9 if self._lags_ns else [None] * 3
+        p50, p99, largest = (None if lag is None else float(lag) for lag in lags)
+        return SamplerStatus(
+            source=self.source_name,
+            state=state,
+            reason=self.reason,
+            detail=self.detail,
+            lag_p50_s=p50,
+            lag_p99_s=p99,
+            lag_max_s=largest,
+            cpu_s=cpu_s,
+            wall_s=wall_s,
+            **self._counts,
+        )
+
+    def _count(self, samples: list[GpuSample]) -> None:
+        """Count a round. A round that fails gives the status its reason, which the next good round takes back."""
+        is_good = bool(samples) and all(sample.power_w is not None or sample.error is None for sample in samples)
+        self._counts["num_rounds"] += 1
+        self._counts["num_failed_rounds"] += not is_good
+        self._counts["num_rows"] += len(samples)
+        self._counts["num_gpus"] = max(self._counts["num_gpus"], len(samples))
+        self.reason = None if is_good else next((s.error for s in samples if s.error), "no_samples")
+
+    def _spent(self) -> tuple[float, float]:
+        return (self._now_ns() - self._started_ns) / 1e9, time.process_time() - self._cpu_at_start_s
+
+    def _flush(self, now: int) -> None:
+        rows: list[Any] = self._rows
+        self._rows, self._flushed_ns = [], now
+        try:
+            self._file.append(rows)
+        except OSError as error:
+            self._counts["num_rows"] -= len(rows)
+            self.close()
+            self.reason, self.detail = "write_failed", str(error)

@@ -1,0 +1,143 @@
+"""The three classes of differences between arms, and the refusal of confounds in mode matched."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from perfsuite.analysis.differences import classify, confounds, differences, parse_flags, refuse_confounds
+from perfsuite.errors import ScenarioError
+from perfsuite.scenario.schema import Arm
+from tests.made_run import FP8, NVFP4, arm, scenario, server_facts
+
+
+def kinds(baseline: dict[str, Any], candidate: dict[str, Any], *facts: Any) -> dict[str, str]:
+    rows = differences(Arm.model_validate(baseline), Arm.model_validate(candidate), *facts)
+    return {row.key: row.kind for row in rows}
+
+
+def test_equal_arms_do_not_differ() -> None:
+    assert kinds(FP8, FP8, server_facts(), server_facts()) == {}
+
+
+def test_checkpoint_and_precision_are_entailed() -> None:
+    assert kinds(FP8, NVFP4) == {"checkpoint": "entailed", "precision": "entailed"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "key"),
+    [
+        ("kv_cache_dtype", "bf16", "kv_cache_dtype"),
+        ("max_num_seqs", 8, "max_num_seqs"),
+        ("max_num_batched_tokens", 512, "max_num_batched_tokens"),
+        ("max_model_len", 4096, "max_model_len"),
+        ("gpu_memory_fraction", 0.8, "gpu_memory_fraction"),
+        ("prefix_cache", True, "prefix_cache"),
+        ("chunked_prefill", False, "chunked_prefill"),
+        ("gpus", 4, "gpus"),
+        ("gpu", "h200", "gpu"),
+        ("parallelism", {"tensor": 2}, "parallelism.tensor"),
+        ("flags", ["--enforce-eager"], "flags.--enforce-eager"),
+        ("env", {"OMP_NUM_THREADS": "1"}, "env.OMP_NUM_THREADS"),
+        ("command", ["other-vllm"], "command"),
+        ("emulator", {"jitter_ratio": 0.1}, "emulator.jitter_ratio"),
+    ],
+)
+def test_a_free_choice_that_differs_is_a_confound(field: str, value: Any, key: str) -> None:
+    found = kinds(FP8, NVFP4 | {field: value})
+    assert found == {"checkpoint": "entailed", "precision": "entailed", key: "confound"}
+
+
+def test_what_has_no_effect_is_no_difference() -> None:
+    changes = {"served_name": "other", "emulator": {"truth_log": True}}
+    assert kinds(FP8, FP8 | changes) == {}
+
+
+def test_the_quantization_flag_is_entailed_by_another_checkpoint() -> None:
+    found = kinds(FP8, NVFP4 | {"flags": ["--quantization", "modelopt_fp4"]})
+    assert found["flags.--quantization"] == "entailed"
+
+
+def test_with_one_checkpoint_on_both_arms_everything_that_differs_was_chosen() -> None:
+    found = kinds(FP8, FP8 | {"flags": ["--quantization=fp8"], "max_num_seqs": 16})
+    assert found == {"flags.--quantization": "confound", "max_num_seqs": "confound"}
+    assert kinds(FP8, FP8, server_facts(), server_facts(quantization="nvfp4")) == {"quantization": "confound"}
+
+
+def test_server_facts_are_classified() -> None:
+    before = server_facts(kernels={"moe": "deep_gemm"}, config={"kv_bytes_per_token": 40_000, "x": 1, "port": 8000})
+    after = server_facts(
+        quantization="nvfp4",
+        weights_bytes=1,
+        kv_capacity_tokens=2,
+        version="0.2.0",
+        kernels={"moe": "flashinfer"},
+        config={"kv_bytes_per_token": 50_000, "x": 2, "port": 8001},
+    )
+    assert kinds(FP8, NVFP4, before, after) == {
+        "checkpoint": "entailed",
+        "precision": "entailed",
+        "quantization": "entailed",
+        "weights_bytes": "entailed",
+        "kernels.moe": "entailed",
+        "version": "confound",
+        "x": "confound",
+        "kv_capacity_tokens": "consequence",
+        "kv_bytes_per_token": "consequence",
+    }
+
+
+def test_a_kv_type_left_to_auto_that_resolves_differently_is_a_confound() -> None:
+    auto = {"kv_cache_dtype": "auto"}
+    found = kinds(FP8 | auto, NVFP4 | auto, server_facts(kv_cache_dtype="bf16"), server_facts())
+    assert found["kv_cache_dtype"] == "confound"
+
+
+def test_a_fact_that_only_one_server_tells_is_unknown_not_different() -> None:
+    assert "kv_capacity_tokens" not in kinds(FP8, NVFP4, server_facts(kv_capacity_tokens=None), server_facts())
+
+
+def test_each_row_has_both_values_a_reason_and_a_source() -> None:
+    rows = differences(Arm.model_validate(FP8), Arm.model_validate(NVFP4 | {"max_num_seqs": 1024}))
+    row = next(row for row in rows if row.key == "max_num_seqs")
+    assert (row.baseline, row.candidate, row.source) == ("not set", "1,024", "scenario")
+    assert row.why
+
+
+def test_values_of_secret_variables_are_not_shown() -> None:
+    rows = differences(
+        Arm.model_validate(arm(env={"HF_TOKEN": "abc"})), Arm.model_validate(arm(env={"HF_TOKEN": "def"}))
+    )
+    assert [row.key for row in rows] == ["env.HF_TOKEN"]
+    assert "abc" not in str(rows) and "def" not in str(rows)
+
+
+def test_unclassified_settings_are_confounds() -> None:
+    assert classify("something.new")[0] == "confound"
+    assert classify("parallelism.tensor") == classify("parallelism")
+
+
+def test_flags_are_read_one_by_one() -> None:
+    words = ["--a", "1", "2", "--b=x", "-c", "--temperature", "-1", "--b", "y"]
+    assert parse_flags(words) == {"--a": "1 2", "--b": "x y", "-c": "", "--temperature": "-1"}
+
+
+def test_mode_matched_refuses_confounds_and_names_them() -> None:
+    made = scenario(arms={"fp8": FP8, "nvfp4": NVFP4 | {"max_num_seqs": 16}})
+    with pytest.raises(ScenarioError, match="differ in more than the checkpoint") as caught:
+        refuse_confounds(made, where="x.yaml")
+    assert "max_num_seqs: not set against 16" in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_mode_best_config_allows_confounds_and_matched_allows_what_is_entailed() -> None:
+    refuse_confounds(scenario(), where="x.yaml")
+    refuse_confounds(
+        scenario(arms={"fp8": FP8, "nvfp4": NVFP4 | {"max_num_seqs": 16}}, mode="best-config"), where="x.yaml"
+    )
+
+
+def test_confounds_are_the_rows_of_that_class() -> None:
+    rows = confounds(Arm.model_validate(FP8), Arm.model_validate(NVFP4 | {"gpus": 4}))
+    assert [row.key for row in rows] == ["gpus"]

@@ -1,0 +1,210 @@
+"""The terminal's text and the JSON of made-up runs."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from perfsuite.analysis.compare import compare, compare_unpaired
+from perfsuite.analysis.metrics import METRICS
+from perfsuite.report.json import answer_json, check_json, finite, list_json, summary_json
+from perfsuite.report.text import answer_text, check_text, format_metric, list_text, show_text
+from tests.made_run import Speed, made_run, scenario, server_facts
+
+RUN = {"run_id": "20261122-101500-made-ab12", "status": "complete"}
+SPEEDS = {
+    "fp8": [Speed(ttft_ms=100 + k, gap_ms=20 + k / 20) for k in range(6)],
+    "nvfp4": [Speed(ttft_ms=103 - k, gap_ms=14 - k / 20) for k in range(6)],
+}
+SWEEP = scenario(
+    load=[{"concurrency": [4, 8], "requests_per_concurrency": 6, "warmup_per_concurrency": 1}],
+    slo={"ttft": "500ms"},
+    price_usd_per_gpu_hour=4.0,
+)
+MEASURED = {name: server_facts(emulated=False, engine="vllm") for name in ("fp8", "nvfp4")}
+
+
+def answer(width: int = 80, **fields: Any) -> str:
+    summary = made_run(SPEEDS, **fields)
+    return answer_text(summary, compare(summary), bundle="results/runs/x", width=width)
+
+
+def test_a_row_has_both_arms_ratio_interval_verdict_and_pairs() -> None:
+    lines = answer().splitlines()
+    row = next(line for line in lines if "TPOT p50" in line)
+    assert row.split() == ["*", "TPOT", "p50", "20.1", "ms", "13.9", "ms", "0.689", "[0.681,", "0.698]", "better", "6"]
+    missing = next(line for line in lines if "TTFT p99" in line)
+    assert missing.endswith("n too small (24 < 299)")
+
+
+def test_the_answer_fits_80_columns() -> None:
+    assert max(len(line) for line in answer(made_of=SWEEP).splitlines()) <= 80
+
+
+def test_long_names_do_not_break_the_table() -> None:
+    text = answer(width=80)
+    wide = answer(width=120)
+    assert max(len(line) for line in wide.splitlines()) <= 120
+    assert text != wide
+
+
+def test_emulated_is_said_at_the_top_and_on_every_table() -> None:
+    lines = answer(made_of=SWEEP).splitlines()
+    assert lines[0].startswith("EMULATED")
+    tables = [line for line in lines if "pairs" in line and "concurrency" in line]
+    assert len(tables) == 2
+    assert all(line.startswith("EMULATED") for line in tables)
+
+
+def test_measured_runs_never_say_emulated() -> None:
+    cpu = {"engine": "vllm", "precision": "bf16", "gpus": 0}
+    arms = {"fp8": cpu | {"checkpoint": "a"}, "nvfp4": cpu | {"checkpoint": "b", "precision": "fp8"}}
+    made_of = scenario(arms=arms)
+    assert "emulated" not in answer(made_of=made_of, facts=MEASURED).lower()
+    summary = made_run(SPEEDS, made_of=made_of, facts=MEASURED)
+    assert "emulated" not in show_text(summary, run=RUN, width=80).lower()
+
+
+def test_the_differences_are_listed_by_class_and_the_findings_with_their_cures() -> None:
+    text = answer()
+    assert "entailed    precision: fp8 → nvfp4 (what is compared; scenario)" in text
+    assert "entailed    quantization: fp8 → nvfp4" in text
+    assert "warning  the numbers come from a model of the hardware" in text
+    assert "→ plan at least 299 measured requests in each trial" in text
+
+
+def test_rows_nobody_asked_for_are_left_out() -> None:
+    text = answer()
+    assert "goodput" not in text and "USD" not in text
+    asked = answer(made_of=SWEEP)
+    assert "goodput" in asked and "USD/Mtok" in asked and "SLO attainment" in asked
+
+
+def test_the_energy_bound_stands_under_the_energy() -> None:
+    lines = answer().splitlines()
+    at = next(k for k, line in enumerate(lines) if "J/output token" in line)
+    assert lines[at + 1].split()[:5] == ["energy", "bound", "±", "13.7", "%"]
+
+
+def test_a_comparison_that_cannot_be_made_says_why_in_the_place_of_verdicts() -> None:
+    text = answer(changes={k: {"status": "engine_died"} for k in range(2, 12)})
+    assert "no verdict: 1 usable pairs of 6, at least 2 are needed" in text
+    assert "critical nvfp4 against fp8: concurrency 4: 1 usable pairs" in text
+
+
+def test_a_refused_comparison_has_no_table() -> None:
+    facts = {"fp8": server_facts(), "nvfp4": server_facts(emulated=False)}
+    text = answer(facts=facts)
+    assert "no comparison: fp8 is emulated and the other arm is measured" in text
+    assert "TPOT p50" not in text
+
+
+def test_inconclusive_metrics_say_how_many_pairs_would_settle_them() -> None:
+    noisy = [Speed(ttft_ms=100, gap_ms=20 * math.exp(w)) for w in (0.1, -0.1, 0.1, -0.1, 0.1, -0.05)]
+    summary = made_run({"fp8": SPEEDS["fp8"], "nvfp4": noisy})
+    text = answer_text(summary, compare(summary), bundle="x", width=80)
+    assert "inconclusive" in text
+    assert "to settle, if mean and spread stay: output tok/s/GPU about" in text
+
+
+def test_a_run_without_comparisons_shows_its_trials() -> None:
+    text = answer(made_of=scenario(comparisons=[]))
+    assert "tok/s/GPU" in text and "ratio" not in text
+
+
+def test_unpaired_runs_are_labelled() -> None:
+    summary = made_run(SPEEDS)
+    text = answer_text(summary, compare_unpaired(summary, summary), bundle="x", width=80)
+    assert "fp8 (second run) against fp8 (first run)" in text
+    assert "(unpaired)" in text
+
+
+def test_show_lists_every_trial_and_the_accounting_identity() -> None:
+    summary = made_run(SPEEDS, changes={3: {"status": "interrupted"}})
+    text = show_text(summary, run=RUN, width=80)
+    assert text.startswith("run 20261122-101500-made-ab12: complete")
+    assert sum("concurrency 4" in line for line in text.splitlines()) == 12
+    assert "planned 336 = sent 336 + unsent 0" in text
+    assert "sent 336 = ok 336 + errors 0" in text
+    assert "arm fp8: emulated 0.1.0, EMULATED" in text
+    assert max(len(line) for line in text.splitlines()) <= 80
+
+
+def test_check_says_what_each_reason_means_and_what_to_do() -> None:
+    summary = made_run(SPEEDS, changes={3: {"status": "engine_died"}})
+    text = check_text(summary, run=RUN, width=80)
+    assert "invalid  trial 3, fp8, concurrency 4, block 3" in text
+    assert "engine_died: the engine's process ended during the trial" in text
+    assert "→ read the engine's log in the bundle" in text
+    assert "every trial is valid" in check_text(made_run(SPEEDS), run=RUN, width=80)
+
+
+@dataclass(frozen=True)
+class Row:
+    run_id: str = "20261122-101500-made-ab12"
+    status: str = "complete"
+    scenario: str | None = "made"
+    created_utc_ns: int | None = 1_795_341_300_000_000_000
+    emulated: bool | None = True
+    num_trials: int | None = 12
+    num_played: int | None = 12
+    problem: str | None = None
+
+
+CORRUPT = Row("x", "corrupt", None, None, None, None, None, "manifest.json: damaged: not JSON")
+
+
+def test_the_list_has_a_line_for_each_run_and_names_what_is_wrong() -> None:
+    lines = list_text([Row(), CORRUPT], width=80).splitlines()
+    assert lines[1] == "20261122-101500-made-ab12  2026-11-22 09:55  complete         12/12  made  EMULATED"
+    assert lines[2].split() == ["x", "–", "corrupt", "–", "–"]
+    assert lines[3].strip() == "manifest.json: damaged: not JSON"
+    assert list_text([], width=80) == "no runs yet"
+    assert [row["status"] for row in list_json([Row(), CORRUPT])] == ["complete", "corrupt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("ttft_p50_s", 0.0123, "12.3 ms"),
+        ("gpu_memory_used_bytes", 1.5e11, "150 GB"),
+        ("slo_attainment_ratio", 0.987, "98.7 %"),
+        ("energy_bound_ratio", 0.041, "± 4.1 %"),
+        ("output_tps_per_gpu", 1234.5, "1,234"),
+        ("j_per_output_token", None, "–"),
+    ],
+)
+def test_values_are_printed_with_their_unit(name: str, value: float | None, text: str) -> None:
+    assert format_metric(METRICS[name], value) == text
+
+
+def test_json_is_the_same_answer_without_nan() -> None:
+    summary = made_run(SPEEDS, made_of=SWEEP)
+    document = json.loads(json.dumps(answer_json(summary, compare(summary), bundle="x"), allow_nan=False))
+    assert document["emulated"] is True
+    metric = document["comparisons"][0]["load_points"][0]["metrics"]["tpot_p50_s"]
+    assert metric["verdict"] == "better"
+    assert metric["ratio_low"] < metric["ratio"] < metric["ratio_high"]
+    assert document["comparisons"][0]["load_points"][0]["metrics"]["ttft_p99_s"]["ratio"] is None
+    assert {row["kind"] for row in document["comparisons"][0]["differences"]} == {"entailed"}
+    assert document["findings"][0]["cure"]
+    assert len(document["trials"]) == 24
+
+
+def test_show_and_check_have_their_json() -> None:
+    summary = made_run(SPEEDS, changes={3: {"status": "engine_died"}})
+    shown = json.loads(json.dumps(summary_json(summary, run=RUN), allow_nan=False))
+    assert shown["run"]["run_id"] == RUN["run_id"]
+    assert shown["servers"]["0"]["engine"] == "emulated"
+    assert set(shown["trials"][0]["metrics"]) == set(METRICS)
+    checked = json.loads(json.dumps(check_json(summary, run=RUN), allow_nan=False))
+    assert checked["trials"][3]["validity"] == "invalid"
+    assert checked["reasons"]["engine_died"]["cure"]
+
+
+def test_not_a_number_becomes_null() -> None:
+    assert finite({"a": math.nan, 2: (1.0, math.inf)}) == {"a": None, "2": [1.0, None]}

@@ -1,0 +1,110 @@
+"""The steady window on hand-made timelines, and MSER-5 as a check."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from perfsuite.analysis.metrics import request_columns
+from perfsuite.analysis.steady import Window, in_flight, mean_in_flight, mser5_cut_ratio, steady_window
+from perfsuite.records import RequestRecord
+from perfsuite.scenario.plan import LoadPoint
+from tests.made_run import MS, failed, request, requests_table
+
+
+def closed(concurrency: int) -> LoadPoint:
+    return LoadPoint(kind="closed", concurrency=concurrency, num_requests=1)
+
+
+OPEN = LoadPoint(kind="open", rate_per_s=10, num_requests=1)
+OFFLINE = LoadPoint(kind="offline", num_requests=1)
+
+
+def during(start_ms: float, end_ms: float, index: int = 0, **fields: object) -> RequestRecord:
+    """A request in flight from start_ms to end_ms."""
+    return request(index, sched_ms=start_ms, ttft_ms=1, tail_ms=end_ms - start_ms - 1, **fields)
+
+
+def window_ms(point: LoadPoint, *records: RequestRecord) -> tuple[float, float] | str:
+    window, note = steady_window(point, request_columns(requests_table(records)))
+    return (window.t0_ns / MS, window.t1_ns / MS) if window is not None else str(note)
+
+
+def test_closed_loop_opens_when_the_concurrency_is_reached_and_closes_when_it_is_lost_for_good() -> None:
+    # two slots that open 10 ms apart; the drain begins at 200
+    records = [during(0, 100, 0), during(10, 110, 1), during(100, 200, 2), during(110, 230, 3)]
+    assert window_ms(closed(2), *records) == (10, 200)
+
+
+def test_a_dip_inside_the_window_stays_inside() -> None:
+    # the second slot is empty from 100 to 150
+    records = [during(0, 300, 0), during(0, 100, 1), during(150, 250, 2)]
+    assert window_ms(closed(2), *records) == (0, 250)
+
+
+def test_warmup_requests_fill_the_slots_but_the_window_waits_for_the_first_measured_one() -> None:
+    records = [during(0, 100, 0, phase="warmup"), during(0, 150, 1, phase="warmup"), during(100, 300, 2)]
+    records.append(during(150, 250, 3))
+    assert window_ms(closed(2), *records) == (100, 250)  # at 100 and 150 one ends and another begins: no dip
+    records[2] = during(120, 300, 2)  # the slot stays empty for 20 ms after the warm-up
+    assert window_ms(closed(2), *records) == (120, 250)
+
+
+def test_95_percent_of_the_concurrency_is_enough() -> None:
+    records = [during(0, 100, k) for k in range(19)]
+    assert window_ms(closed(20), *records) == (0, 100)
+    assert window_ms(closed(20), *records[:18]) == "at most 18 requests in flight, wanted 19 of 20"
+
+
+def test_small_concurrencies_must_be_reached_whole() -> None:
+    records = [during(0, 100, k) for k in range(7)]
+    assert window_ms(closed(8), *records) == "at most 7 requests in flight, wanted 8 of 8"
+
+
+def test_concurrency_one_runs_from_the_first_measured_send_to_the_last_end() -> None:
+    records = [during(0, 90, 0, phase="warmup"), during(100, 200, 1), during(210, 300, 2)]
+    assert window_ms(closed(1), *records) == (100, 300)
+
+
+def test_unsent_requests_are_never_in_flight() -> None:
+    assert window_ms(closed(1), failed(outcome="unsent")) == "no measured request was sent"
+
+
+def test_a_failed_request_is_in_flight_until_it_failed() -> None:
+    flight = in_flight(request_columns(requests_table([failed(sched_ms=5), failed(1, sched_ms=5, t_done_ns=None)])))
+    assert (flight.t_ns / MS).tolist() == [5, 6]
+    assert flight.level.tolist() == [1, 0]
+
+
+def test_open_loop_runs_from_the_first_to_the_last_scheduled_time() -> None:
+    records = [during(0, 500, 0, phase="warmup"), during(100, 900, 1), during(250, 300, 2), during(700, 2000, 3)]
+    assert window_ms(OPEN, *records) == (100, 700)
+    assert window_ms(OPEN, records[1]) == "all measured requests were due at the same time"
+
+
+def test_offline_runs_from_the_first_send_to_the_last_token() -> None:
+    records = [request(0, lag_ms=1, ttft_ms=100, gaps_ms=[10], tail_ms=50), request(1, lag_ms=2, ttft_ms=300)]
+    assert window_ms(OFFLINE, *records) == (1, 302)
+    assert window_ms(OFFLINE, failed()) == "no measured request received a token"
+
+
+def test_mean_in_flight_is_the_time_average_over_the_window() -> None:
+    columns = request_columns(requests_table([during(0, 100, 0), during(50, 100, 1), failed(2, outcome="unsent")]))
+    assert mean_in_flight(columns, Window(t0_ns=0, t1_ns=100 * MS)) == pytest.approx(1.5)
+    assert mean_in_flight(columns, Window(t0_ns=40 * MS, t1_ns=60 * MS)) == pytest.approx(1.5)
+
+
+def test_mser5_cuts_a_ramp_and_leaves_a_stationary_series() -> None:
+    noise = np.random.default_rng(1).normal(0, 1, 200)
+    ramp = np.concatenate([np.linspace(-30, 0, 40), np.zeros(160)])
+    stationary, ramped = mser5_cut_ratio(100 + noise), mser5_cut_ratio(100 + noise + ramp)
+    assert stationary is not None and stationary < 0.15
+    assert ramped == pytest.approx(0.2, abs=0.05)
+
+
+def test_mser5_ends_at_its_bound_when_the_series_never_settles() -> None:
+    assert mser5_cut_ratio(np.arange(200.0)) == 0.5
+
+
+def test_mser5_says_nothing_about_a_short_series() -> None:
+    assert mser5_cut_ratio(np.ones(49)) is None
