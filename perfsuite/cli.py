@@ -18,6 +18,7 @@ from perfsuite.errors import NoValidComparison, PerfsuiteError, UsageError
 
 if TYPE_CHECKING:
     from perfsuite.report.live import Live
+    from perfsuite.run import Answer
 
 app = typer.Typer(
     add_completion=True,
@@ -108,19 +109,15 @@ def schema() -> None:
 @app.command()
 def run(scenario: ScenarioPath, results: Results = DEFAULT_RESULTS, json: Json = False, seed: Seed = None) -> None:
     """Play a scenario and print the comparison. Every record is kept in a bundle under --results."""
-    from perfsuite.analysis.compare import compare as compare_arms
     from perfsuite.run import prepare, run_scenario, stop_on_signals
 
     prepared = prepare(scenario, seed=seed)
     with stop_on_signals() as stop, _live_view() as on_live:
-        path, summary = run_scenario(prepared, results, stop=stop, on_live=on_live)
-    comparisons = compare_arms(summary)
-    _print_answer(path, summary, comparisons, json=json)
-    if prepared.scenario.comparisons and not all(c.comparable for c in comparisons):
-        reasons = "; ".join(c.reason or "" for c in comparisons if not c.comparable)
-        raise NoValidComparison(f"no valid comparison: {reasons}", cure=f"perfsuite check {path.name}")
-    if not prepared.scenario.comparisons and all(t.validity == "invalid" for t in summary.trials):
-        raise NoValidComparison("no valid trial", cure=f"perfsuite check {path.name}")
+        answer = run_scenario(prepared, results, stop=stop, on_live=on_live)
+    _print_answer(answer, json=json)
+    _refuse_incomparable(answer)
+    if all(t.validity == "invalid" for t in answer.summary.trials):
+        raise NoValidComparison("no valid trial", cure=f"perfsuite check {answer.path.name}")
 
 
 @app.command("list")
@@ -173,12 +170,11 @@ def compare(
     """Compare the arms of one run, or one arm of two runs (labelled unpaired)."""
     from perfsuite.run import compare_runs
 
-    path, summary, comparisons = compare_runs(results, run, other)
-    if not comparisons:
-        raise UsageError("this run has one arm only", cure="name a second run to compare it with")
-    _print_answer(path, summary, comparisons, json=json)
-    if not all(c.comparable for c in comparisons):
-        raise NoValidComparison("; ".join(c.reason or "" for c in comparisons if not c.comparable))
+    answer = compare_runs(results, run, other)
+    if not answer.comparisons:
+        raise UsageError("this run has no comparison", cure="name a second run to compare it with")
+    _print_answer(answer, json=json)
+    _refuse_incomparable(answer)
 
 
 @app.command()
@@ -227,14 +223,23 @@ def emulate(
     serve(config, on_ready=lambda url: print(f"emulated engine at {url} (its numbers are emulated)", file=sys.stderr))
 
 
-def _print_answer(path: Path, summary: Any, comparisons: Any, *, json: bool) -> None:
+def _print_answer(answer: Answer, *, json: bool) -> None:
     from perfsuite.report.json import answer_json
     from perfsuite.report.text import answer_text
 
+    summary, comparisons, bundle = answer.summary, answer.comparisons, str(answer.path)
     if json:
-        _print_json(answer_json(summary, comparisons, bundle=str(path)))
+        _print_json(answer_json(summary, comparisons, bundle=bundle))
     else:
-        print(answer_text(summary, comparisons, bundle=str(path), width=_width()))
+        print(answer_text(summary, comparisons, bundle=bundle, width=_width()))
+
+
+def _refuse_incomparable(answer: Answer) -> None:
+    reasons = [c.reason or "" for c in answer.comparisons if not c.comparable]
+    if reasons:
+        raise NoValidComparison(
+            f"no valid comparison: {'; '.join(reasons)}", cure=f"perfsuite check {answer.path.name}"
+        )
 
 
 def _print_json(value: Any) -> None:

@@ -32,7 +32,7 @@ OUTCOMES: dict[str, str] = {
     "error_in_stream": "an error object inside a stream that began with status 200",
     "truncated_stream": "the stream ended without its terminator or without a finish reason",
     "empty_output": "a complete stream without a token",
-    "token_count_mismatch": "fewer or more output tokens than asked for, although the end-of-sequence token was ignored",
+    "token_count_mismatch": "not as many output tokens as asked for, although the end-of-sequence token was ignored",
     "cancelled": "cancelled by perfsuite while in flight (second interrupt, or drain time over)",
     "client_internal": "an error of perfsuite's own; `detail` has it",
 }
@@ -125,7 +125,7 @@ class ClientAudit:
 class ServerFacts:
     """What is known of a started or attached server; recorded once for each block.
 
-    Missing facts are None. `kv_capacity_tokens`: tokens of KV cache over the deployment; `weights_bytes`: over all GPUs.
+    Missing facts are None. `kv_capacity_tokens`: of the KV cache, over the deployment; `weights_bytes`: over all GPUs.
     `config`: the resolved settings of the server, as it tells them. `emulated`: its numbers come from a model of the
     hardware.
     """
@@ -196,7 +196,7 @@ _SCALARS: list[tuple[str, pa.DataType, bool]] = [
 REQUEST_SCHEMA = pa.schema(
     [pa.field(name, kind, nullable=nullable) for name, kind, nullable in _SCALARS]
     + [
-        # The first element is relative to t_send_ns, the others to the chunk before. Microseconds, rounded cumulatively.
+        # The first element is relative to t_send_ns, the others to the chunk before; microseconds, rounded cumulatively
         pa.field("chunk_delta_us", pa.list_(pa.int32()), nullable=False),
         pa.field("chunk_tokens", pa.list_(pa.int32()), nullable=True),
         pa.field("chunk_read_events", pa.list_(pa.uint8()), nullable=False),

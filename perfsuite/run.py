@@ -17,21 +17,21 @@ from typing import Any
 from perfsuite.analysis.compare import ComparisonResult, compare, compare_unpaired
 from perfsuite.analysis.differences import refuse_confounds
 from perfsuite.analysis.summary import RunSummary, summarise
-from perfsuite.clock import monotonic_ns
 from perfsuite.engines import Server, launch_command, preflight, start_engine, stop_leftover_mark
 from perfsuite.engines.process import mark_process
 from perfsuite.errors import EngineError, Interrupted
 from perfsuite.load.order import PlayOrder, PlayReport, Progress, Target
 from perfsuite.load.workers import LoadWorker, WorkerLost, start_worker
 from perfsuite.records import TrialFacts
+from perfsuite.report.json import answer_json
 from perfsuite.report.live import Live
 from perfsuite.scenario.check import check_against_library
-from perfsuite.scenario.files import file_digest, load_prompt_rows, load_scenario, parse_scenario
+from perfsuite.scenario.files import file_digest, load_prompt_rows, load_scenario, located, parse_scenario
 from perfsuite.scenario.plan import Block, Plan, Trial, build_plan, request_specs
 from perfsuite.scenario.schema import Scenario
 from perfsuite.scenario.workload import PromptRows
 from perfsuite.store.bundle import Bundle, open_bundle, open_request_sink
-from perfsuite.store.reading import BundleData, find_bundle, is_alive, list_bundles, read_bundle
+from perfsuite.store.reading import BundleData, find_bundle, is_alive, list_bundles, read_bundle, write_summary
 from perfsuite.store.recover import recover_bundle
 from perfsuite.telemetry.sampler import Sampler, start_sampler
 
@@ -47,6 +47,15 @@ class Prepared:
     scenario: Scenario
     plan: Plan
     rows: PromptRows | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A bundle with its summary and the comparisons in it (none for a run of single arms)."""
+
+    path: Path
+    summary: RunSummary
+    comparisons: tuple[ComparisonResult, ...]
 
 
 @dataclass(slots=True)
@@ -80,23 +89,22 @@ def prepare(path: Path, *, seed: int | None = None) -> Prepared:
     if seed is not None:
         text = re.sub(r"(?m)^seed:.*\n?", "", text).rstrip("\n") + f"\nseed: {seed}\n"
         scenario = parse_scenario(text, name=str(path))
-    check_against_library(scenario, name=str(path))
-    for name, arm in scenario.arms.items():
-        launch_command(arm, name=name, model=scenario.model, seed=scenario.seed, port=None)
-    refuse_confounds(scenario, where=str(path))
     rows = load_prompt_rows(scenario.workload, path)
-    plan = build_plan(
-        scenario,
-        num_file_rows=len(rows.rows) if rows else 0,
-        file_digest=file_digest(scenario.workload, path),
-    )
+    with located(text, name=str(path)):
+        check_against_library(scenario)
+        for name, arm in scenario.arms.items():
+            launch_command(arm, name=name, model=scenario.model, seed=scenario.seed, port=None)
+        refuse_confounds(scenario)
+        plan = build_plan(
+            scenario,
+            num_file_rows=len(rows.rows) if rows else 0,
+            file_digest=file_digest(scenario.workload, path),
+        )
     return Prepared(path=path, text=text, scenario=scenario, plan=plan, rows=rows)
 
 
-def run_scenario(
-    prepared: Prepared, results: Path, *, stop: StopRequest, on_live: Callable[[Live], None]
-) -> tuple[Path, RunSummary]:
-    """Play every block and trial; the path of the finished bundle and its summary.
+def run_scenario(prepared: Prepared, results: Path, *, stop: StopRequest, on_live: Callable[[Live], None]) -> Answer:
+    """Play every block and trial, finish the bundle, and say what it holds.
 
     Raises EngineError, WorkerLost or Interrupted after the bundle was finalized with what there was.
     """
@@ -110,16 +118,24 @@ def run_scenario(
             _play_blocks(run, worker, sampler)
         run.show("finalizing")
         bundle.finalize("interrupted" if stop.level else "complete")
-    summary = summarise_bundle(read_bundle(bundle.path))
+    answer = conclude(bundle.path)
     if stop.level:
         raise Interrupted(stop.signal_number, f"interrupted; what was measured is in {bundle.path}")
-    return bundle.path, summary
+    return answer
 
 
 def _secrets(scenario: Scenario) -> list[str]:
     """Values of the environment that must reach no file."""
     names = [arm.api_key.strip("${}") for arm in scenario.arms.values() if arm.api_key]
     return [os.environ[name] for name in names if os.environ.get(name)]
+
+
+def conclude(path: Path) -> Answer:
+    """What a finished bundle says; also written into it, as summary.json."""
+    summary = summarise_bundle(read_bundle(path))
+    comparisons = compare(summary)
+    write_summary(path, answer_json(summary, comparisons, bundle=str(path)))
+    return Answer(path=path, summary=summary, comparisons=comparisons)
 
 
 def summarise_bundle(data: BundleData) -> RunSummary:
@@ -246,7 +262,7 @@ def _play_trial(run: _Run, trial: Trial, server: Server, worker: LoadWorker) -> 
             _target(server, prepared.scenario),
             bundle.request_path(trial.ordinal),
             on_progress=run.progress,
-            stop_level=lambda: run.stop.level,
+            stop_level=lambda: run.stop.level if server.is_alive() else 2,
         )
     except WorkerLost:
         bundle.add_trial(_facts(trial, None, "worker_lost", {}))
@@ -314,14 +330,11 @@ def load_run(results: Path, ref: str) -> tuple[BundleData, RunSummary]:
     return data, summarise_bundle(data)
 
 
-def compare_runs(results: Path, ref: str, other: str | None) -> tuple[Path, RunSummary, tuple[ComparisonResult, ...]]:
+def compare_runs(results: Path, ref: str, other: str | None) -> Answer:
     """The comparisons inside one run, or of run `ref` (baseline) with run `other` (candidate), unpaired."""
-    path = find_bundle(results, ref)
     data, summary = load_run(results, ref)
-    if other is None:
-        return path, summary, compare(summary)
-    other_data, other_summary = load_run(results, other)
-    return path, summary, compare_unpaired(summary, other_summary)
+    comparisons = compare(summary) if other is None else compare_unpaired(summary, load_run(results, other)[1])
+    return Answer(path=data.path, summary=summary, comparisons=comparisons)
 
 
 def recover_runs(results: Path, ref: str) -> list[str]:
@@ -334,5 +347,6 @@ def recover_runs(results: Path, ref: str) -> list[str]:
     out = []
     for path in paths:
         data = recover_bundle(path, stop_leftover_mark)
+        conclude(path)
         out.append(f"{path.name}: {data.manifest['status']}, {data.requests.num_rows:,} records")
     return out

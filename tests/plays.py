@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -125,6 +126,11 @@ def read_pickles(path: Path) -> list[RequestRecord]:
         while file.peek(1):
             records += pickle.load(file)
     return sorted(records, key=lambda record: record.index)
+
+
+def show(line: str) -> None:
+    """Print a figure that is reported, not judged."""
+    sys.stdout.write(f"{line}\n")
 
 
 class Levels:

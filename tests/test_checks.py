@@ -229,6 +229,10 @@ def test_an_engine_slower_than_the_arrivals_is_overloaded_and_still_valid() -> N
     assert reasons(records, OPEN) == {}
 
 
+def test_a_window_much_shorter_than_the_queue_still_tells_overload() -> None:
+    assert overloaded(queue(200, every_ms=100, service_ms=2000))
+
+
 def test_an_engine_that_keeps_up_is_not_overloaded() -> None:
     assert not overloaded(queue(200, every_ms=100, service_ms=95))
     assert not overloaded(arrivals())

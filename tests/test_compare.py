@@ -243,7 +243,7 @@ def test_findings_about_trials_name_what_was_seen() -> None:
     summary = run()
     trials = [replace(trial, coalesced_ratio=0.03, mser5_cut_ratio=0.5, is_overloaded=True) for trial in summary.trials]
     found = {f.code: f.text for f in find(replace(summary, trials=tuple(trials)))}
-    assert "3.0%" in found["coalesced_reads"]
+    assert "3.0 %" in found["coalesced_reads"]
     assert "12 of 12 trials" in found["trend"]
     assert "concurrency 4" in found["overloaded"]
 

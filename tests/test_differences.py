@@ -126,16 +126,14 @@ def test_flags_are_read_one_by_one() -> None:
 def test_mode_matched_refuses_confounds_and_names_them() -> None:
     made = scenario(arms={"fp8": FP8, "nvfp4": NVFP4 | {"max_num_seqs": 16}})
     with pytest.raises(ScenarioError, match="differ in more than the checkpoint") as caught:
-        refuse_confounds(made, where="x.yaml")
+        refuse_confounds(made)
     assert "max_num_seqs: not set against 16" in str(caught.value)
     assert caught.value.exit_code == 2
 
 
 def test_mode_best_config_allows_confounds_and_matched_allows_what_is_entailed() -> None:
-    refuse_confounds(scenario(), where="x.yaml")
-    refuse_confounds(
-        scenario(arms={"fp8": FP8, "nvfp4": NVFP4 | {"max_num_seqs": 16}}, mode="best-config"), where="x.yaml"
-    )
+    refuse_confounds(scenario())
+    refuse_confounds(scenario(arms={"fp8": FP8, "nvfp4": NVFP4 | {"max_num_seqs": 16}}, mode="best-config"))
 
 
 def test_confounds_are_the_rows_of_that_class() -> None:

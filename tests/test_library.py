@@ -97,7 +97,7 @@ def test_names_and_aliases_are_unique_within_a_kind() -> None:
 def test_an_unknown_name_is_answered_with_near_ones() -> None:
     with pytest.raises(UsageError) as caught:
         find_checkpoint("deepseek-v3.2-nvfp5")
-    assert "did you mean deepseek-v3.2-nvfp4" in str(caught.value)
+    assert "did you mean nvidia/DeepSeek-V3.2-NVFP4" in str(caught.value)
     with pytest.raises(UsageError, match="no GPU"):
         find_gpu("z9")
 

@@ -80,23 +80,33 @@ class Fault:
 
 
 FAULTS = {
-    "404": Fault(sends(plain("404 Not Found", b'{"error":{"message":"no such model","code":404}}')), "http_error", "no such model"),
+    "404": Fault(
+        sends(plain("404 Not Found", b'{"error":{"message":"no such model","code":404}}')),
+        "http_error",
+        "no such model",
+    ),
     "429 with Retry-After": Fault(
         sends(plain("429 Too Many Requests", b"slow down", "Retry-After: 7")), "http_error", "Retry-After 7; slow down"
     ),
     "500 without a body": Fault(sends(plain("500 Internal Server Error", b"")), "http_error"),
     "503 in chunks": Fault(
-        sends(b"HTTP/1.1 503 Unavailable\r\ntransfer-encoding: chunked\r\n\r\n", chunk(b"busy"), END), "http_error", "busy"
+        sends(b"HTTP/1.1 503 Unavailable\r\ntransfer-encoding: chunked\r\n\r\n", chunk(b"busy"), END),
+        "http_error",
+        "busy",
     ),
     "a redirect is not followed": Fault(sends(plain("307 Temporary Redirect", b"", "Location: /x")), "http_error"),
     "an error object in the stream": Fault(
         sends(STREAM_HEAD, TWO, chunk(event({"error": {"message": "out of memory", "code": 500}})), chunk(DONE) + END),
-        "error_in_stream", "500: out of memory", 2,
+        "error_in_stream",
+        "500: out of memory",
+        2,
     ),
     "an aborted request": Fault(
         sends(STREAM_HEAD, TWO, chunk(text_event("", finish="abort")), TAIL), "error_in_stream", "abort", 2
     ),
-    "closed in mid-stream": Fault(sends(STREAM_HEAD, TWO, then="close"), "truncated_stream", "no [DONE]; connection closed", 2),
+    "closed in mid-stream": Fault(
+        sends(STREAM_HEAD, TWO, then="close"), "truncated_stream", "no [DONE]; connection closed", 2
+    ),
     "a clean end without [DONE]": Fault(sends(STREAM_HEAD, TWO, LAST_TWO, END), "truncated_stream", "no [DONE]", 4),
     "[DONE] without a finish reason": Fault(
         sends(STREAM_HEAD, TWO, chunk(DONE), END), "truncated_stream", "no finish reason", 2
@@ -106,20 +116,32 @@ FAULTS = {
     "reset before the answer": Fault(sends(then="reset"), "reset", "reset"),
     "closed within the head": Fault(sends(b"HTTP/1.1 200 OK\r\ncont", then="close"), "reset", "closed"),
     "an HTML page": Fault(
-        sends(plain("200 OK", b"<html>It works</html>", "Content-Type: text/html")), "not_a_stream", "text/html: <html>It works"
+        sends(plain("200 OK", b"<html>It works</html>", "Content-Type: text/html")),
+        "not_a_stream",
+        "text/html: <html>It works",
     ),
     "JSON instead of a stream": Fault(
         sends(plain("200 OK", b'{"choices":[]}', "Content-Type: application/json")), "not_a_stream", "application/json"
     ),
     "another protocol": Fault(sends(b"SSH-2.0-OpenSSH_9.6\r\n"), "malformed_stream", "does not begin with HTTP/"),
     "a broken chunk size": Fault(sends(STREAM_HEAD, TWO, b"zz\r\n"), "malformed_stream", "chunk size", 2),
-    "broken JSON": Fault(sends(STREAM_HEAD, TWO, chunk(b'data: {"choices":[{\n\n'), TAIL), "malformed_stream", "not JSON", 2),
+    "broken JSON": Fault(
+        sends(STREAM_HEAD, TWO, chunk(b'data: {"choices":[{\n\n'), TAIL), "malformed_stream", "not JSON", 2
+    ),
     "a stream without tokens": Fault(sends(STREAM_HEAD, chunk(ROLE), chunk(DONE) + END), "empty_output"),
     "fewer tokens than asked for": Fault(
-        sends(STREAM_HEAD, chunk(text_event("a", token_ids=[1], finish="stop")), chunk(usage_event(8, 1)), chunk(DONE), END),
-        "token_count_mismatch", "asked for 4 tokens, the server says 1", 1,
+        sends(
+            STREAM_HEAD,
+            chunk(text_event("a", token_ids=[1], finish="stop")),
+            chunk(usage_event(8, 1)),
+            chunk(DONE),
+            END,
+        ),
+        "token_count_mismatch",
+        "asked for 4 tokens, the server says 1",
+        1,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -139,13 +161,19 @@ TIMEOUTS = {
     "no token": (sends(STREAM_HEAD, chunk(ROLE), then="hang"), {"first_token": 0.3}, "first_token_timeout", 0),
     "no answer at all": (sends(then="hang"), {"first_token": 0.3}, "first_token_timeout", 0),
     "silence before the first token is not idle": (
-        sends(STREAM_HEAD, then="hang"), {"idle": 0.2, "first_token": 0.6}, "first_token_timeout", 0,
+        sends(STREAM_HEAD, then="hang"),
+        {"idle": 0.2, "first_token": 0.6},
+        "first_token_timeout",
+        0,
     ),
     "a stall in mid-stream": (sends(STREAM_HEAD, TWO, then="hang"), {"idle": 0.3}, "idle_timeout", 2),
     "an endless stream": (
-        sends(STREAM_HEAD, *[TWO] * 100, pause_s=0.05, then="hang"), {"total": 0.4, "idle": 5.0}, "total_timeout", None,
+        sends(STREAM_HEAD, *[TWO] * 100, pause_s=0.05, then="hang"),
+        {"total": 0.4, "idle": 5.0},
+        "total_timeout",
+        None,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", TIMEOUTS)
@@ -170,27 +198,51 @@ def test_keep_alive_comments_keep_a_stream_from_being_idle() -> None:
 
 GOOD: dict[str, tuple[Script, int, list[int] | None]] = {
     "several tokens in a chunk": (
-        sends(STREAM_HEAD, chunk(text_event("abc", token_ids=[1, 2, 3])), chunk(text_event("d", token_ids=[4], finish="length")), TAIL),
-        2, [3, 1],
+        sends(
+            STREAM_HEAD,
+            chunk(text_event("abc", token_ids=[1, 2, 3])),
+            chunk(text_event("d", token_ids=[4], finish="length")),
+            TAIL,
+        ),
+        2,
+        [3, 1],
     ),
     "tokens without text": (
-        sends(STREAM_HEAD, chunk(text_event("", token_ids=[1, 2])), chunk(text_event("é", token_ids=[3, 4], finish="length")), TAIL),
-        2, [2, 2],
+        sends(
+            STREAM_HEAD,
+            chunk(text_event("", token_ids=[1, 2])),
+            chunk(text_event("é", token_ids=[3, 4], finish="length")),
+            TAIL,
+        ),
+        2,
+        [2, 2],
     ),
     "keep-alive comments": (
-        sends(STREAM_HEAD, chunk(b": keep-alive\n\n"), TWO, chunk(b": keep-alive\n\n"), LAST_TWO, TAIL), 4, [1, 1, 1, 1],
+        sends(STREAM_HEAD, chunk(b": keep-alive\n\n"), TWO, chunk(b": keep-alive\n\n"), LAST_TWO, TAIL),
+        4,
+        [1, 1, 1, 1],
     ),
     "no token ids": (
-        sends(STREAM_HEAD, chunk(text_event("a b")), chunk(text_event("c d", finish="length")), TAIL), 2, None,
+        sends(STREAM_HEAD, chunk(text_event("a b")), chunk(text_event("c d", finish="length")), TAIL),
+        2,
+        None,
     ),
     "a body until the connection closes": (
-        sends(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n", text_event("x", token_ids=[1, 2, 3, 4], finish="stop"),
-              usage_event(8, 4) + DONE, then="close"), 1, [4],
+        sends(
+            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n",
+            text_event("x", token_ids=[1, 2, 3, 4], finish="stop"),
+            usage_event(8, 4) + DONE,
+            then="close",
+        ),
+        1,
+        [4],
     ),
     "closed after [DONE] without the last chunk": (
-        sends(STREAM_HEAD, TWO, LAST_TWO, chunk(usage_event(8, 4)) + chunk(DONE), then="close"), 4, [1, 1, 1, 1],
+        sends(STREAM_HEAD, TWO, LAST_TWO, chunk(usage_event(8, 4)) + chunk(DONE), then="close"),
+        4,
+        [1, 1, 1, 1],
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", GOOD)

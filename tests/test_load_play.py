@@ -16,7 +16,7 @@ from perfsuite.load.driver import play
 from perfsuite.load.order import Progress
 from perfsuite.load.schedule import ClosedLoop, Offline, OpenLoop
 from perfsuite.load.workers import LoadWorker, WorkerLost, start_worker
-from tests.plays import Levels, ListSink, PickleSink, order, read_pickles, run_play, specs, target, timeouts
+from tests.plays import Levels, ListSink, PickleSink, order, read_pickles, run_play, show, specs, target, timeouts
 from tests.servers import Call, ScriptedServer, scripted_server, stream_tokens
 
 MS = 1_000_000
@@ -88,7 +88,7 @@ def test_a_closed_loop_keeps_its_concurrency_and_its_connections() -> None:
     assert {(record.n_in, record.n_out, len(record.chunk_ns)) for record in records} == {(8, 10, 10)}
     assert sum(record.connect_ns is not None for record in records) == 4
     assert not report.interrupted
-    print(report.audit)
+    show(str(report.audit))
 
 
 def test_a_slot_is_filled_the_moment_its_answer_ended() -> None:
@@ -129,7 +129,7 @@ def test_an_open_loop_sends_everything_in_order_and_never_early() -> None:
     assert lags[0] >= 0
     sends = [record.t_send_ns or 0 for record in records]
     assert sends == sorted(sends)
-    print(f"send lag p50 {lags[30] / MS:.3f} ms, max {lags[-1] / MS:.3f} ms")
+    show(f"send lag p50 {lags[30] / MS:.3f} ms, max {lags[-1] / MS:.3f} ms")
 
 
 def test_an_open_loop_does_not_wait_for_a_frozen_server() -> None:
@@ -211,7 +211,7 @@ def test_records_reach_the_sink_within_a_second_of_their_end() -> None:
         play(order(60, concurrency=6, output_tokens=20), target(server.url), sink, Levels())
     waits = [at - (record.t_done_ns or 0) for record, at in zip(sink.records, sink.appended_ns, strict=True)]
     assert max(waits) <= S
-    print(f"end to sink: max {max(waits) / MS:.0f} ms")
+    show(f"end to sink: max {max(waits) / MS:.0f} ms")
 
 
 def test_progress_is_told_twice_a_second_and_ends_with_the_totals() -> None:
@@ -344,15 +344,18 @@ def test_a_killed_worker_is_worker_lost_and_its_records_stay(tmp_path: Path) -> 
         if path.exists() and path.stat().st_size:
             os.kill(worker.pid, signal.SIGKILL)
 
-    with scripted_server(stream_tokens(gap_s=0.005)) as server, start_worker(PickleSink) as worker:
-        with pytest.raises(WorkerLost, match="load worker died") as caught:
-            worker.play(
-                order(100_000, concurrency=3),
-                target(server.url),
-                str(path),
-                on_progress=kill_when_records_are_kept,
-                stop_level=lambda: 0,
-            )
+    with (
+        scripted_server(stream_tokens(gap_s=0.005)) as server,
+        start_worker(PickleSink) as worker,
+        pytest.raises(WorkerLost, match="load worker died") as caught,
+    ):
+        worker.play(
+            order(100_000, concurrency=3),
+            target(server.url),
+            str(path),
+            on_progress=kill_when_records_are_kept,
+            stop_level=lambda: 0,
+        )
     assert "signal 9" in str(caught.value)
     records = read_pickles(path)
     assert records

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from perfsuite.records import RequestRecord
-from tests.plays import order, run_play, target
+from tests.plays import order, run_play, show, target
 
 NUM_STREAMS = 64
 NUM_REQUESTS = 192
@@ -63,7 +63,7 @@ def play_against_truth(folder: Path) -> list[tuple[RequestRecord, dict[str, Any]
     log = folder / "truth.jsonl"
     with emulator(log) as url:
         records, report = run_play(order(NUM_REQUESTS, concurrency=NUM_STREAMS, output_tokens=NUM_TOKENS), target(url))
-    print(report.audit)
+    show(str(report.audit))
     entries = [json.loads(line) for line in log.read_text().splitlines()]
     by_index = {int(entry["id"].rsplit("-", 1)[1]): entry for entry in entries}
     assert len(entries) == NUM_REQUESTS
@@ -90,5 +90,5 @@ def test_counts_are_exact_and_single_event_reads_carry_the_time_of_sending(tmp_p
     errors = np.concatenate([judged_errors_us(record, entry) for record, entry in pairs])
     median, p99 = np.percentile(np.abs(errors), [50, 99])
     other_share = 1 - len(errors) / (NUM_REQUESTS * NUM_TOKENS)
-    print(f"|kernel stamp - log|: median {median:.1f} µs, p99 {p99:.1f} µs; other reads {other_share:.1%}")
+    show(f"|kernel stamp - log|: median {median:.1f} µs, p99 {p99:.1f} µs; other reads {other_share:.1%}")
     assert median <= MEDIAN_LIMIT_US

@@ -33,7 +33,7 @@ def test_a_prompt_has_exactly_the_tokens_asked_for() -> None:
 
 
 def test_prompts_of_different_seeds_differ_within_the_first_tokens() -> None:
-    seeds = [1, 2, 3, 1 << 20, (1 << 20) + 1, 2**63 - 1, 2**62, 31_000, 62_000] + list(range(100, 1100))
+    seeds = [1, 2, 3, 1 << 20, (1 << 20) + 1, 2**63 - 1, 2**62, 31_000, 62_000, *range(100, 1100)]
     for vocab_size, num_first in ((129_280, 4), (32_000, 5), (1_000, 7)):
         firsts = {tuple(prompt_token_ids(seed, 64, vocab_size=vocab_size)[:num_first].tolist()) for seed in seeds}
         assert len(firsts) == len(seeds)

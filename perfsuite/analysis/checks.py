@@ -75,11 +75,11 @@ REASONS: dict[str, ReasonDoc] = {
         cure="closed loop: more requests than the concurrency; open loop: a longer duration; then look at the errors",
     ),
     "concurrency_not_held": ReasonDoc(
-        meaning=f"on average fewer than {IN_FLIGHT_DEGRADED_RATIO:.0%} of the concurrency were in flight",
+        meaning=f"on average fewer than {IN_FLIGHT_DEGRADED_RATIO * 100:.0f} % of the concurrency were in flight",
         cure="longer answers, so that turning a slot around matters less; or a lower concurrency",
     ),
     "errors": ReasonDoc(
-        meaning=f"measured requests failed; beyond {ERRORS_INVALID_RATIO:.0%} the trial is invalid",
+        meaning=f"measured requests failed; beyond {ERRORS_INVALID_RATIO * 100:.0f} % the trial is invalid",
         cure="`perfsuite show` counts each kind of error; the engine's log in the bundle has its side",
     ),
     "token_count_mismatch": ReasonDoc(
@@ -95,11 +95,11 @@ REASONS: dict[str, ReasonDoc] = {
         cure="run again on a quiet or dedicated host",
     ),
     "emulator_saturated": ReasonDoc(
-        meaning=f"the emulated engine's steps took over {STEP_SLIP_INVALID_RATIO:.0%} longer than modelled",
+        meaning=f"the emulated engine's steps took over {STEP_SLIP_INVALID_RATIO * 100:.0f} % longer than modelled",
         cure="a lower load or a faster host: the emulator itself was the bottleneck",
     ),
     "coalesced_reads": ReasonDoc(
-        meaning=f"over {COALESCED_DEGRADED_RATIO:.0%} of the reads held several events, which share one timestamp",
+        meaning=f"over {COALESCED_DEGRADED_RATIO * 100:.0f} % of the reads held several events with one timestamp",
         cure="a lower load, or believe chunk gaps and per-token times less; tokens per second are not affected",
     ),
 }
@@ -292,21 +292,25 @@ def _lateness_scale_s(point: LoadPoint, columns: RequestColumns) -> float | None
 def _client_cpu(audit: ClientAudit | None) -> Reason | None:
     if audit is None or audit.wall_s <= 0 or audit.cpu_s <= CLIENT_CPU_INVALID_RATIO * audit.wall_s:
         return None
-    detail = f"{audit.cpu_s / audit.wall_s:.0%} of a core used"
+    detail = f"{audit.cpu_s / audit.wall_s * 100:.0f} % of a core used"
     return Reason(code="client_saturated", severity="invalid", detail=detail)
 
 
 def _steal(audit: ClientAudit | None) -> Reason | None:
     if audit is None or audit.steal_ratio is None or audit.steal_ratio <= STEAL_DEGRADED_RATIO:
         return None
-    return Reason(code="host_stall", severity="degraded", detail=f"{audit.steal_ratio:.0%} of the CPU time stolen")
+    return Reason(
+        code="host_stall", severity="degraded", detail=f"{audit.steal_ratio * 100:.0f} % of the CPU time stolen"
+    )
 
 
 def _step_slip(stats: Mapping[str, float]) -> Reason | None:
     ratio = step_slip_ratio(stats)
     if ratio is None or ratio <= STEP_SLIP_INVALID_RATIO:
         return None
-    return Reason(code="emulator_saturated", severity="invalid", detail=f"steps {ratio:.1%} longer than modelled")
+    return Reason(
+        code="emulator_saturated", severity="invalid", detail=f"steps {ratio * 100:.1f} % longer than modelled"
+    )
 
 
 def step_slip_ratio(stats: Mapping[str, float]) -> float | None:
@@ -319,19 +323,21 @@ def step_slip_ratio(stats: Mapping[str, float]) -> float | None:
 def _coalesced(ratio: float | None) -> Reason | None:
     if ratio is None or ratio <= COALESCED_DEGRADED_RATIO:
         return None
-    return Reason(code="coalesced_reads", severity="degraded", detail=f"{ratio:.1%} of the reads")
+    return Reason(code="coalesced_reads", severity="degraded", detail=f"{ratio * 100:.1f} % of the reads")
 
 
 def is_overloaded(point: LoadPoint, columns: RequestColumns, window: Window | None) -> bool:
     """Open loop: the engine could not keep up. Over the second half of the window the backlog grew by more than 10 %
     of the arrivals in it, and by more than 3 standard deviations of what random arrivals would do.
 
-    False when even quick requests (the first decile of e2e) take longer than half the window: it is too short to tell.
+    False when an answer without queueing (the lowest TTFT and the median time after the first token) takes longer than
+    half the window: it is too short to tell.
     """
-    e2e_s = columns.e2e_s[columns.is_ok]
-    if point.kind != "open" or window is None or len(e2e_s) == 0:
+    if point.kind != "open" or window is None or not columns.is_ok.any():
         return False
-    if float(np.percentile(e2e_s, 10)) > window.duration_s / 2:
+    after_first_s = columns.e2e_s[columns.is_ok] - columns.ttft_s[columns.is_ok]
+    unqueued_s = float(columns.ttft_send_s[columns.is_ok].min()) + float(np.median(after_first_s))
+    if unqueued_s > window.duration_s / 2:
         return False
     middle_ns = (window.t0_ns + window.t1_ns) // 2
     flight = in_flight(columns)

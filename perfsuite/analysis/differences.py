@@ -112,8 +112,8 @@ def confounds(
     return tuple(row for row in rows if row.kind == CONFOUND)
 
 
-def refuse_confounds(scenario: Scenario, *, where: str) -> None:
-    """In mode matched, raise ScenarioError naming every confound between the arms of a comparison."""
+def refuse_confounds(scenario: Scenario) -> None:
+    """In mode matched, raise ScenarioError naming every confound between the arms of a comparison; `where`: the key."""
     if scenario.mode != "matched":
         return
     for spec in scenario.comparisons:
@@ -121,7 +121,7 @@ def refuse_confounds(scenario: Scenario, *, where: str) -> None:
         if rows:
             raise ScenarioError(
                 f"mode matched, but {spec.baseline} and {spec.candidate} differ in more than the checkpoint",
-                where=f"{where}: arms",
+                where=f"arms.{spec.candidate}",
                 found="; ".join(f"{row.key}: {row.baseline} against {row.candidate} ({row.why})" for row in rows),
                 cure="make them equal, or set mode: best-config, which labels them in the report",
             )

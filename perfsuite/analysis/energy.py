@@ -30,8 +30,8 @@ ENERGY_REASONS: dict[str, str] = {
     "no_telemetry": "no telemetry rows over the trial",
     "gpu_count_mismatch": "telemetry has more or fewer GPUs than the arm",
     "no_counter": "a GPU's energy counter could not be read",
-    "not_bracketed": "no sample before or after the window",
-    "counter_reset": "an energy counter decreased",
+    "not_bracketed": "no sample of the same start of the engine before or after the window",
+    "counter_reset": "an energy counter decreased inside the window",
     "counter_static": "an energy counter did not change twice, so its period is unknown",
     "window_too_short": f"the window is shorter than {MIN_PERIODS} refresh periods of the counter",
 }
@@ -124,8 +124,11 @@ def _of_gpu(samples: Telemetry, window: Window) -> Energy:
     if before < 0 or after >= len(t_ns):
         return Energy(reason="not_bracketed")
     t_ns, counter_j = t_ns[before : after + 1], counter_j[before : after + 1]
-    if (np.diff(counter_j) < 0).any():
+    is_decrease = np.diff(counter_j) < 0
+    if is_decrease[1:-1].any():
         return Energy(reason="counter_reset")
+    if is_decrease.any():  # at an edge: the sample beyond it is of another start of the engine
+        return Energy(reason="not_bracketed")
     period_s = refresh_period_s(t_ns, counter_j)
     if period_s is None:
         return Energy(reason="counter_static")

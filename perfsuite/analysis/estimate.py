@@ -124,7 +124,7 @@ def _point_estimate(plan: Plan, index: int) -> PointEstimate:
 
 
 def _trial_s(arm: Arm, point: LoadPoint, specs: RequestSpecs) -> float | None:
-    """Seconds of one trial. Open loop: the schedule. Else requests / slots × (prefill + output tokens × decode step)."""
+    """Seconds of one trial. Open loop: the schedule; else requests / slots × (prefill + output tokens × step)."""
     if point.kind == "open":
         return float(specs.t_offset_ns[-1]) / 1e9
     try:

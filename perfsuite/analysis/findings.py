@@ -168,7 +168,7 @@ def _energy(summary: RunSummary, _comparisons: Sequence[ComparisonResult]) -> It
         yield Finding(
             code="energy_bound",
             severity="warning",
-            text=f"energy is known to ± {bound:.0%} only: the counter refreshes too seldom for the window",
+            text=f"energy is known to ± {bound * 100:.0f} % only: the counter refreshes too seldom for the window",
             cure=f"trials with windows of at least {WIDE_BOUND_PERIODS} refresh periods",
         )
 
@@ -179,7 +179,7 @@ def _coalesced(summary: RunSummary, _comparisons: Sequence[ComparisonResult]) ->
         yield Finding(
             code="coalesced_reads",
             severity="info",
-            text=f"up to {max(shares):.1%} of the reads held several events, which share one timestamp",
+            text=f"up to {max(shares) * 100:.1f} % of the reads held several events, which share one timestamp",
             cure="gaps that touch them are left out; a lower load or a faster client makes fewer",
         )
 

@@ -70,7 +70,7 @@ class Efficiency:
 
 def experts_touched_ratio(shape: ModelShape, num_tokens: float) -> float:
     """Share of the routed experts that at least one of `num_tokens` tokens uses: 1 − (1 − k/E)^B, uniform routing."""
-    return 1.0 - (1.0 - shape.experts_per_token / shape.num_experts) ** num_tokens
+    return 1.0 - math.pow(1.0 - shape.experts_per_token / shape.num_experts, num_tokens)
 
 
 def weight_bytes_by_part(checkpoint: Checkpoint) -> dict[str, float]:

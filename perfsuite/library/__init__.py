@@ -85,5 +85,6 @@ def _find(name: str, entries: Mapping[str, Entry], kind: str) -> Entry:
     if found is not None:
         return found
     near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
-    cure = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(entries)}"
+    ids = dict.fromkeys(names[word].id for word in near)
+    cure = f"did you mean {' or '.join(ids)}?" if ids else f"known: {', '.join(entries)}"
     raise UsageError(f"no {kind} of this name in the model library", found=repr(name), cure=cure)

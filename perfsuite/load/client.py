@@ -10,7 +10,6 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from time import monotonic_ns
 
 from perfsuite.load.connection import (
@@ -32,22 +31,13 @@ from perfsuite.load.connection import (
     receive_tls,
     start_connecting,
 )
+from perfsuite.load.deadlines import Deadlines, expired
 from perfsuite.load.poller import READ, WRITE, open_poller
 from perfsuite.load.wire import WireError
 
 MAX_IDLE_NS = 2_000_000_000  # below every server's keep-alive time-out that we know of (uvicorn: 5 s)
 RESEND_WINDOW_NS = 100_000_000
 MAX_OPENED_AHEAD = 512
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Deadlines:
-    """Time-outs of scenario.Timeouts in nanoseconds."""
-
-    connect_ns: int
-    first_token_ns: int
-    idle_ns: int
-    total_ns: int
 
 
 class Client:
@@ -98,9 +88,20 @@ class Client:
             self._open()
 
     def poll(self, until_ns: int) -> bool:
-        """Handle what is ready, waiting for it until until_ns at most (0: not at all). True when something was."""
-        ready = self._poller.wait(0 if self._ended else until_ns)
+        """Handle events until until_ns (0: once, without waiting) or until a request ended. True: there were some."""
+        had_events = False
+        has_ended = bool(self._ended)
+        while True:
+            ready = self._poller.wait(0 if has_ended else until_ns)
+            has_ended = self._handle(ready) or has_ended
+            had_events = had_events or bool(ready)
+            if not ready or has_ended or monotonic_ns() >= until_ns:
+                return had_events
+
+    def _handle(self, ready: list[tuple[int, int]]) -> bool:
+        """One batch of events. True when a request ended."""
         connections = self._connections
+        has_ended = False
         for fd, mask in ready:
             connection = connections.get(fd)
             if connection is None:
@@ -110,11 +111,13 @@ class Client:
             else:
                 self._advance(connection, mask)
             if self._ended:
+                has_ended = True
                 self.hand_over()
-        self.hand_over()
+        if self._ended:
+            self.hand_over()
         while self._to_close:
             self._to_close.pop().close()
-        return bool(ready)
+        return has_ended
 
     def ensure_ahead(self, num: int) -> None:
         """Open connections until `num` are idle or about to be, beyond those that requests wait for."""
@@ -133,7 +136,7 @@ class Client:
                     what = "connecting" if connection.state == CONNECTING else "the TLS handshake"
                     self._connect_failed(connection, ConnectError("connect_timeout", f"no answer to {what}"))
             elif exchange is not None:
-                outcome = self._expired(exchange, now)
+                outcome = expired(exchange, now, deadlines, has_token=self._has_token)
                 if outcome is not None:
                     self._abandon(connection, exchange, outcome, "")
             elif now - connection.t_idle_ns > MAX_IDLE_NS:
@@ -355,13 +358,12 @@ class Client:
             return
         if is_complete:
             self.first_refusal_ns = None
-            is_reusable = exchange.framer.keep_alive and connection.state == RECEIVING
+            self.server_closes = not (exchange.framer.keep_alive and connection.state == RECEIVING)
             connection.exchange = None
-            if is_reusable:
-                self._free(connection)
-            else:
-                self.server_closes = True
+            if self.server_closes:
                 self._close(connection)
+            else:
+                self._free(connection)
             self._end(exchange)
 
     def _lost(self, connection: Connection, exchange: Exchange, how: str) -> None:
@@ -395,17 +397,3 @@ class Client:
         exchange.t_end_ns = monotonic_ns()
         self.num_in_flight -= 1
         self._ended.append(exchange)
-
-    def _expired(self, exchange: Exchange, now: int) -> str | None:
-        """The outcome of a request whose time is over; None while it may go on."""
-        assert exchange.t_send_ns is not None
-        deadlines = self._deadlines
-        since_send = now - exchange.t_send_ns
-        if since_send > deadlines.total_ns:
-            return "total_timeout"
-        since_read = now - exchange.user_ns[-1] if exchange.user_ns else since_send
-        if since_send <= deadlines.first_token_ns and since_read <= deadlines.idle_ns:
-            return None
-        if not self._has_token(exchange):
-            return "first_token_timeout" if since_send > deadlines.first_token_ns else None
-        return "idle_timeout" if since_read > deadlines.idle_ns else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -100,8 +101,8 @@ def resolve(url: str, *, connect_timeout_s: float) -> Address:
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise ConnectError("dns", f"{host}: {error.strerror or error}") from None
+    except (OSError, UnicodeError) as error:
+        raise ConnectError("dns", f"{host}: {getattr(error, 'strerror', None) or error}") from None
     tls = _tls_context() if parts.scheme == "https" else None
     addresses = [Address(family=row[0], sockaddr=row[4], host=host, tls=tls) for row in found]  # type: ignore[arg-type]
     return next((a for a in addresses if len(addresses) > 1 and _accepts(a, connect_timeout_s)), addresses[0])
@@ -129,7 +130,8 @@ def start_connecting(address: Address) -> Connection:
     sock.setblocking(False)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if sys.platform == "linux":
-        sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+        with contextlib.suppress(OSError):  # without it the reads are stamped in user space
+            sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
     result = sock.connect_ex(address.sockaddr)
     if result not in (0, errno.EINPROGRESS):
         sock.close()

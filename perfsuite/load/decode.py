@@ -133,7 +133,7 @@ def arrivals(exchange: Exchange, offset: RealtimeOffset) -> Arrivals:
     """The arrival of each read. Kernel stamps count only if all of them are there and none lies across a clock step."""
     user = np.array(exchange.user_ns, dtype=np.int64)
     pairs = np.frombuffer(bytes(exchange.kernel), dtype=np.int64).reshape(-1, 2)
-    if len(user) and pairs[:, 0].all():
+    if 0 < len(user) == len(pairs) and pairs[:, 0].all():
         kernel, known = offset.convert(pairs[:, 0] * 1_000_000_000 + pairs[:, 1])
         lag = user - kernel
         if known.all() and lag.min() > -MAX_STAMP_AHEAD_NS:
@@ -203,6 +203,9 @@ def judge(exchange: Exchange, answer: Answer, *, exact_tokens: bool) -> tuple[st
     content_type = framer.headers.get(b"content-type", b"").decode("latin-1")
     if not content_type.startswith("text/event-stream"):
         return "not_a_stream", f"{content_type or 'no content-type'}: {answer.text}"[:MAX_DETAIL_CHARS]
+    encoding = framer.headers.get(b"content-encoding", b"identity").decode("latin-1")
+    if encoding != "identity":
+        return "malformed_stream", f"content-encoding {encoding}, although identity was asked for"
     return _judge_stream(exchange, answer, exact_tokens)
 
 

@@ -20,14 +20,14 @@ from perfsuite.clock import RealtimeOffset
 from perfsuite.dialects import DIALECTS
 from perfsuite.errors import StoreError
 from perfsuite.load.audit import Auditor
-from perfsuite.load.client import Client, Deadlines
+from perfsuite.load.client import Client
 from perfsuite.load.connection import Address, ConnectError, Exchange, resolve
+from perfsuite.load.deadlines import deadlines_of
 from perfsuite.load.decode import Answer, arrivals, has_token, internal_error_record, make_record, unsent_record
 from perfsuite.load.order import Control, PlayOrder, PlayReport, Progress, RecordSink, Target
 from perfsuite.load.requests import RequestBuilder
 from perfsuite.load.schedule import Schedule, make_schedule
 from perfsuite.records import RequestRecord
-from perfsuite.scenario.schema import Timeouts
 
 TICK_NS = 50_000_000
 PROGRESS_NS = 500_000_000
@@ -37,6 +37,7 @@ AHEAD_NS = 150_000_000
 BACKOFF_NS = 100_000_000
 SERVER_GONE_NS = 10_000_000_000
 PRECONNECT_NS = 1_000_000_000
+PRECONNECT_STEP_NS = 2_000_000
 CATCH_UP_NS = 2_000_000
 START_LEAD_NS = 5_000_000
 SENDS_PER_TURN = 32
@@ -75,15 +76,6 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _deadlines(timeouts: Timeouts) -> Deadlines:
-    return Deadlines(
-        connect_ns=round(timeouts.connect * 1e9),
-        first_token_ns=round(timeouts.first_token * 1e9),
-        idle_ns=round(timeouts.idle * 1e9),
-        total_ns=round(timeouts.total * 1e9),
-    )
-
-
 class _Player:
     """The state of one play."""
 
@@ -118,7 +110,7 @@ class _Player:
         """Build ahead, connect ahead, play, and account for every request."""
         self._client = Client(
             address,
-            _deadlines(self._order.timeouts),
+            deadlines_of(self._order.timeouts),
             on_end=self._on_end,
             has_token=lambda exchange: has_token(exchange, self._dialect),
         )
@@ -161,7 +153,7 @@ class _Player:
         self._client.ensure_ahead(self._schedule.num_due_before(monotonic_ns() + AHEAD_NS))
         give_up_ns = monotonic_ns() + PRECONNECT_NS
         while self._client.num_opening and monotonic_ns() < give_up_ns:
-            self._client.poll(give_up_ns)
+            self._client.poll(monotonic_ns() + PRECONNECT_STEP_NS)
 
     def _turn(self) -> bool:
         """Send what is due, handle what is ready, work when idle. False when the play is over."""

@@ -39,12 +39,12 @@ def _arm_lines(estimate: PlanEstimate) -> list[str]:
 
 
 def _point_lines(estimate: PlanEstimate) -> list[str]:
-    lines = [f"{'load point (each trial)':<28}{'warm-up':>8}{'measured':>9}{'tok in':>10}{'tok out':>10}  percentiles"]
+    head = f"{'load point (each trial)':<28}{'warm-up':>8}{'measured':>9}{'tok in':>10}{'tok out':>10}  percentiles"
+    lines = [head]
     for p in estimate.points:
         tokens_in = f"{p.input_tokens:,}" if p.input_tokens else "from file"
-        lines.append(
-            f"{p.label:<28}{p.num_warmup:>8,}{p.num_measured:>9,}{tokens_in:>10}{p.output_tokens:>10,}  {_percentiles(p)}"
-        )
+        counts = f"{p.num_warmup:>8,}{p.num_measured:>9,}{tokens_in:>10}{p.output_tokens:>10,}"
+        lines.append(f"{p.label:<28}{counts}  {_percentiles(p)}")
     lines.append(f"p99 needs {min_samples(99)} measured requests in a trial, p99.9 {min_samples(99.9):,}")
     return lines
 

@@ -102,8 +102,8 @@ def _point_lines(
     yield "  ".join(marks)
     yield _row("", (comparison.baseline, comparison.candidate), "ratio [95 % interval]", "verdict", "n", width)
     for row in _shown_rows(point, summary.scenario.primary_metrics):
-        yield from _metric_lines(row, width)
-    yield from _point_notes(point, width)
+        yield from _metric_lines(row, _label(row.metric, summary), width)
+    yield from _point_notes(point, summary, width)
 
 
 def _shown_rows(point: PointComparison, primary: Sequence[str]) -> list[MetricComparison]:
@@ -116,8 +116,14 @@ def _shown_rows(point: PointComparison, primary: Sequence[str]) -> list[MetricCo
     ]
 
 
-def _metric_lines(row: MetricComparison, width: int) -> Iterator[str]:
-    label = ("* " if row.is_primary else "  ") + row.metric.label
+def _label(metric: Metric, summary: RunSummary) -> str:
+    """The metric's label; without "/GPU" where an arm has no GPU and the value is of the whole deployment."""
+    has_gpus = all(arm.gpus for arm in summary.scenario.arms.values())
+    return metric.label if has_gpus else metric.label.replace("/GPU", "")
+
+
+def _metric_lines(row: MetricComparison, name: str, width: int) -> Iterator[str]:
+    label = ("* " if row.is_primary else "  ") + name
     values = [format_metric(row.metric, value) for value in (row.baseline, row.candidate)]
     if row.estimate.ratio is None or row.metric.name == "energy_bound_ratio":
         note = (row.note or "") if row.baseline is None or row.candidate is None else ""
@@ -172,13 +178,13 @@ def _cut(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
-def _point_notes(point: PointComparison, width: int) -> Iterator[str]:
+def _point_notes(point: PointComparison, summary: RunSummary, width: int) -> Iterator[str]:
     """Under a table: why there is no verdict, what could have been seen, how many pairs would settle the rest."""
     if not point.comparable:
         yield from _wrap(f"no verdict: {point.reason}", width)
     primary = [row for row in point.metrics if row.is_primary]
     seen = [
-        f"{row.metric.label} {_percent(row.verdict.mde_ratio - 1)}"
+        f"{_label(row.metric, summary)} {_effect(row.verdict.mde_ratio)}"
         for row in primary
         if row.verdict.mde_ratio is not None
     ]
@@ -187,13 +193,17 @@ def _point_notes(point: PointComparison, width: int) -> Iterator[str]:
             f"* primary, verdict by Holm-adjusted interval; found with 80 % power: {', '.join(seen)}", width
         )
     needs = [
-        f"{row.metric.label} about {row.verdict.pairs_to_settle:,} pairs"
+        f"{_label(row.metric, summary)} about {row.verdict.pairs_to_settle:,} pairs"
         for row in primary
         if row.verdict.word == "inconclusive" and row.verdict.pairs_to_settle is not None
     ]
     if needs:
         yield from _wrap(f"to settle, if mean and spread stay: {', '.join(needs)}", width)
     yield from _not_computable(point, width)
+
+
+def _effect(mde_ratio: float) -> str:
+    return _percent(mde_ratio - 1) if mde_ratio < 2 else "over 100 % only"
 
 
 def _not_computable(point: PointComparison, width: int) -> Iterator[str]:
@@ -243,14 +253,15 @@ def _trial_table(summary: RunSummary, width: int) -> Iterator[str]:
     names = ("output_tps_per_gpu", "ttft_p50_s", "tpot_p50_s")
     mark = f"{EMULATED}  " if summary.is_emulated else ""
     yield f"{mark}trials: measured requests answered of those sent, medians"
-    room = max(16, width - 64)
-    head = f"{'trial':>5} {'arm':<10} {'load point':<{room}} {'validity':<8}"
-    yield f"{head} {'ok':>9} {'tok/s/GPU':>9} {'TTFT':>8} {'TPOT':>8}"
+    arm_width = min(10, max((len(trial.arm) for trial in summary.trials), default=3))
+    room = max(16, width - 54 - arm_width)
+    head = f"{'trial':>5} {'arm':<{arm_width}} {'load point':<{room}} {'validity':<8}"
+    yield f"{head} {'ok':>9} {_label(METRICS[names[0]], summary)[len('output ') :]:>9} {'TTFT':>8} {'TPOT':>8}"
     for trial in summary.trials:
         label = _cut(summary.load_points[trial.load_point].label, room)
         values = [format_metric(METRICS[name], trial.metrics[name]) for name in names]
         counts = f"{trial.num_ok}/{trial.accounting.measured_sent}"
-        head = f"{trial.trial:>5} {_cut(trial.arm, 10):<10} {label:<{room}} {trial.validity:<8}"
+        head = f"{trial.trial:>5} {_cut(trial.arm, arm_width):<{arm_width}} {label:<{room}} {trial.validity:<8}"
         yield f"{head} {counts:>9} {values[0]:>9} {values[1]:>8} {values[2]:>8}"
 
 

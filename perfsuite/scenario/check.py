@@ -7,14 +7,14 @@ from perfsuite.library import Checkpoint, find_checkpoint, find_gpu
 from perfsuite.scenario.schema import Arm, Scenario
 
 
-def check_against_library(scenario: Scenario, *, name: str) -> None:
+def check_against_library(scenario: Scenario) -> None:
     """Raises ScenarioError when an arm's checkpoint, precision or GPU contradicts the library.
 
     Emulated arms need a checkpoint and a GPU of the library; others may name any checkpoint, but one that the library
-    knows must have the declared precision. `name` stands for the file in errors.
+    knows must have the declared precision. `where` of the error is the key.
     """
     for key, arm in scenario.arms.items():
-        where = f"{name}: arms.{key}"
+        where = f"arms.{key}"
         checkpoint = _checkpoint_of(arm, where)
         if checkpoint is not None:
             _check_checkpoint(arm, checkpoint, scenario.model, where)

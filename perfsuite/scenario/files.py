@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,20 @@ def parse_scenario(text: str, *, name: str) -> Scenario:
         return Scenario.model_validate(data)
     except ValidationError as error:
         raise _first_error(error, data, lines, name) from None
+
+
+@contextmanager
+def located(text: str, *, name: str) -> Iterator[None]:
+    """A ScenarioError raised inside names a dotted key; it leaves with file and line as well."""
+    try:
+        yield
+    except ScenarioError as error:
+        lines = {_dotted(loc): line for loc, line in _parse_yaml(text, name)[1].items()}
+        key = error.where or ""
+        while key and key not in lines:
+            key = key.rpartition(".")[0]
+        error.where = f"{name}:{lines.get(key, 1)}: {error.where}"
+        raise
 
 
 def _parse_yaml(text: str, name: str) -> tuple[Any, dict[Loc, int]]:

@@ -1,7 +1,8 @@
 """The plan: everything random, decided before anything is measured. Pure.
 
-Seeds are split per dimension (prompts, lengths, arrivals, order), pair and load point, so that the arms of a pair get
-the same requests at the same times, and no later trial repeats a text. Comparisons of one scenario share their requests.
+Seeds are split per dimension (prompts, lengths, arrivals, order), pair and load point, so that the arms of a pair
+get the same requests at the same times, and no later trial repeats a text. Comparisons of one
+scenario share their requests.
 """
 
 from __future__ import annotations

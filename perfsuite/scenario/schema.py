@@ -339,4 +339,4 @@ class Scenario(Strict):
 def json_schema() -> dict[str, Any]:
     """JSON Schema (2020-12) of scenario files, for editors: `perfsuite schema`."""
     schema = Scenario.model_json_schema(by_alias=True)
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "perfsuite scenario", **schema}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "perfsuite scenario"}

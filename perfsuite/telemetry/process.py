@@ -54,6 +54,8 @@ def serve(commands: Connection) -> None:
                 sampling = start_sampling(*command[1:])
                 is_on = sampling.reason is None and sampling.source_name != "none"
             elif command[0] == "stop":
+                if is_on:
+                    sampling.read()  # so that a window that ends now has a sample after its end
                 sampling.close()
                 is_on = False
             commands.send(sampling.status("sampling" if is_on else "stopped"))
@@ -124,15 +126,19 @@ class Sampling:
     def sample(self) -> None:
         """Read every GPU once, move to the next deadline that has not passed, flush when it is time."""
         self._lags_ns.append(self._now_ns() - self._deadline_ns)
-        samples = self._source.read()
-        self._rows += samples
-        self._count(samples)
+        self.read()
         now = self._now_ns()
         periods = max(1, -((self._deadline_ns - now) // self._period_ns))
         self._counts["num_missed"] += periods - 1
         self._deadline_ns += periods * self._period_ns
         if now - self._flushed_ns >= FLUSH_NS:
             self._flush(now)
+
+    def read(self) -> None:
+        """Read every GPU once."""
+        samples = self._source.read()
+        self._rows += samples
+        self._count(samples)
 
     def close(self) -> None:
         """Flush and close; a second call does nothing."""
