@@ -170,21 +170,9 @@ def test_killed_while_planning_leaves_nothing_to_recover(start: Callable[..., Ki
     assert done.returncode == 0, done.stderr
 
 
-def test_killed_in_warm_up(start: Callable[..., Killed]) -> None:
-    run = start(requests=3_000, warmup=3_000)
-    run.wait_for(run.has_records)
-    time.sleep(1.2)
-    run.remember()
-    killed_ns = run.kill()
-    run.process.wait()
-    run.assert_nothing_left()
-    shown = recover(run)
-    assert shown["run"]["status"] == "partial"
-    assert_acknowledged_are_there(run, killed_ns)
-
-
-def test_killed_in_mid_trial(start: Callable[..., Killed]) -> None:
-    run = start(requests=3_000)
+@pytest.mark.parametrize("warmup", [3_000, 8], ids=["in_warm_up", "in_mid_trial"])
+def test_killed_while_playing(start: Callable[..., Killed], warmup: int) -> None:
+    run = start(requests=3_000, warmup=warmup)
     run.wait_for(run.has_records)
     time.sleep(2.2)
     run.remember()

@@ -37,7 +37,7 @@ def live_line(live: Live) -> str:
     mark = "EMULATED " if live.emulated else ""
     where = f"block {live.block}/{live.num_blocks} {live.arm}"
     what = f"trial {live.trial}/{live.num_trials} {live.load_point}" if live.step == "playing" else live.step
-    eta = f", about {format_duration_s(live.eta_s)} left" if live.eta_s is not None else ""
+    eta = f", about {format_duration_s(live.eta_s)} left" if live.eta_s else ""
     return f"{mark}{where}: {what}{eta}"
 
 
