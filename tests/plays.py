@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,17 +133,22 @@ def show(line: str) -> None:
     sys.stdout.write(f"{line}\n")
 
 
-class Levels:
-    """A control that raises the stop level at given times after it was made: {level: seconds}."""
+def never() -> bool:
+    """The condition of a control that does not stop."""
+    return False
 
-    def __init__(self, **at_s: float) -> None:
-        self._start = time.monotonic()
-        self._at = {int(name.removeprefix("level")): seconds for name, seconds in at_s.items()}
+
+class Levels:
+    """A control that stops when a condition has come true, for good; it keeps the progress it is told."""
+
+    def __init__(self, *, level1: Callable[[], bool] = never, level2: Callable[[], bool] = never) -> None:
+        self._conditions = {1: level1, 2: level2}
+        self._level = 0
         self.reports: list[Progress] = []
 
     def stop_level(self) -> int:
-        elapsed = time.monotonic() - self._start
-        return max((level for level, seconds in self._at.items() if elapsed >= seconds), default=0)
+        self._level = max([self._level, *(level for level, is_true in self._conditions.items() if is_true())])
+        return self._level
 
     def report(self, progress: Progress) -> None:
         self.reports.append(progress)

@@ -123,6 +123,11 @@ FAULTS = {
     "JSON instead of a stream": Fault(
         sends(plain("200 OK", b'{"choices":[]}', "Content-Type: application/json")), "not_a_stream", "application/json"
     ),
+    "a compressed stream": Fault(
+        sends(STREAM_HEAD.replace(b"\r\n\r\n", b"\r\ncontent-encoding: gzip\r\n\r\n"), chunk(b"\x1f\x8b"), END),
+        "malformed_stream",
+        "content-encoding gzip",
+    ),
     "another protocol": Fault(sends(b"SSH-2.0-OpenSSH_9.6\r\n"), "malformed_stream", "does not begin with HTTP/"),
     "a broken chunk size": Fault(sends(STREAM_HEAD, TWO, b"zz\r\n"), "malformed_stream", "chunk size", 2),
     "broken JSON": Fault(

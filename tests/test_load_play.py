@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 import time
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -133,21 +132,22 @@ def test_an_open_loop_sends_everything_in_order_and_never_early() -> None:
 
 
 def test_an_open_loop_does_not_wait_for_a_frozen_server() -> None:
+    arrived: list[str] = []
     thaw = threading.Event()
 
     def script(call: Call) -> None:
-        thaw.wait(5)
+        arrived.append(call.request.headers["x-request-id"])
+        if len(arrived) == 50:
+            thaw.set()
+        assert thaw.wait(10)  # no answer until every one is there
         stream_tokens()(call)
 
     with scripted_server(script) as server:
-        timer = threading.Timer(0.6, thaw.set)
-        timer.start()
         records, report = run_play(order(50, offsets_ns=[n * 10 * MS for n in range(50)]), target(server.url))
-        timer.join()
-        assert server.max_in_flight == 50
     assert [record.outcome for record in records] == ["ok"] * 50
     waits = [(record.t_first_ns or 0) - record.t_sched_ns for record in records]
-    assert waits[0] > 500 * MS > 300 * MS > waits[-1]  # measured from the schedule, the freeze is in full view
+    assert waits[0] >= 490 * MS  # measured from the schedule, the freeze is in full view
+    assert waits[0] - waits[-1] > 200 * MS
     assert report.audit.send_lag_max_s is not None
 
 
@@ -240,42 +240,47 @@ def test_the_garbage_collector_rests_while_streams_are_live_and_works_again_afte
 
 def test_level_1_lets_requests_in_flight_end_and_sends_no_more() -> None:
     with scripted_server(stream_tokens(gap_s=0.05)) as server:
-        records, report = run_play(order(50, concurrency=2, output_tokens=10), target(server.url), Levels(level1=0.3))
-        assert len(server.requests) == 2
+        stop = Levels(level1=lambda: len(server.requests) >= 2)
+        records, report = run_play(order(50, concurrency=2, output_tokens=10), target(server.url), stop)
+        num_sent = len(server.requests)
     assert report.interrupted
-    assert Counter((record.outcome, record.detail) for record in records) == {
-        ("ok", None): 2,
-        ("unsent", "drained"): 48,
-    }
-    assert all(record.t_send_ns is None for record in records[2:])
+    assert 2 <= num_sent < 50
+    assert [(record.outcome, record.detail) for record in records[:num_sent]] == [("ok", None)] * num_sent
+    assert {(record.outcome, record.detail) for record in records[num_sent:]} == {("unsent", "drained")}
+    assert all(record.t_send_ns is None for record in records[num_sent:])
 
 
 def test_level_1_cancels_what_has_not_ended_when_the_drain_time_is_over() -> None:
-    ordered = order(6, concurrency=2, output_tokens=100, limits=timeouts(drain=0.3))
-    with scripted_server(stream_tokens(gap_s=0.05)) as server:
-        records, report = run_play(ordered, target(server.url), Levels(level1=0.2))
+    ordered = order(6, concurrency=2, output_tokens=1000, limits=timeouts(drain=0.3))
+    with scripted_server(stream_tokens(gap_s=0.02)) as server:
+        stop = Levels(level1=lambda: len(server.requests) >= 2)
+        records, report = run_play(ordered, target(server.url), stop)
     assert report.interrupted
     assert [record.outcome for record in records] == ["cancelled"] * 2 + ["unsent"] * 4
-    assert records[0].detail == "drain time over"
-    assert len(records[0].chunk_ns) >= 3
+    assert {record.detail for record in records[:2]} == {"drain time over"}
+    assert len(records[0].chunk_ns) >= 1
 
 
 def test_level_2_cancels_at_once_and_keeps_the_tokens() -> None:
     ordered = order(6, concurrency=2, output_tokens=1000)
-    start = time.monotonic()
+    stop = Levels(
+        level1=lambda: any(report.num_tokens >= 2 for report in stop.reports),
+        level2=lambda: any(report.num_tokens >= 20 for report in stop.reports),
+    )
     with scripted_server(stream_tokens(gap_s=0.02)) as server:
-        records, report = run_play(ordered, target(server.url), Levels(level1=0.3, level2=0.5))
-    assert time.monotonic() - start < 4
+        records, report = run_play(ordered, target(server.url), stop)
     assert report.interrupted
     assert [(record.outcome, record.detail) for record in records[:2]] == [("cancelled", "cancelled")] * 2
     assert [record.outcome for record in records[2:]] == ["unsent"] * 4
-    assert all(len(record.chunk_ns) >= 5 and record.t_done_ns is None for record in records[:2])
+    assert sum(len(record.chunk_ns) for record in records[:2]) >= 20
+    assert all(record.t_done_ns is None for record in records[:2])
 
 
 def test_an_open_loop_that_is_stopped_keeps_the_due_times_of_what_was_not_sent() -> None:
     offsets = [number * 100 * MS for number in range(30)]
     with scripted_server(stream_tokens()) as server:
-        records, report = run_play(order(30, offsets_ns=offsets), target(server.url), Levels(level1=0.5))
+        stop = Levels(level1=lambda: len(server.requests) >= 3)
+        records, report = run_play(order(30, offsets_ns=offsets), target(server.url), stop)
     assert [record.t_sched_ns - report.t_start_ns for record in records] == offsets
     assert {record.outcome for record in records} == {"ok", "unsent"}
 

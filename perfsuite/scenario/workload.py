@@ -1,10 +1,11 @@
 """The prompts that the request specs stand for. Pure: the same seed gives the same prompt on every machine.
 
-Random numbers come from PCG64's raw output, whose stream numpy keeps stable between versions.
+Random numbers come from SHAKE-128 (FIPS 202) of the seed: no library's version can change them.
 """
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,22 +48,25 @@ def prompt_token_ids(
     The first fresh ids are the digits of the seed, so two requests of different seeds share no more than the prefix.
     """
     low, high = ordinary_token_range(vocab_size)
-    prefix = _draw(prefix_seed, prefix_tokens, high - low)
-    fresh = _draw(seed, num_tokens - prefix_tokens, high - low)
-    return (np.concatenate([prefix, fresh]) + low).astype(np.int32)
+    drawn = _draw_after_prefix(seed, num_tokens, prefix_seed, prefix_tokens, high - low)
+    return (drawn + low).astype(np.int32)
 
 
 def prompt_text(seed: int, num_tokens: int, prefix_seed: int = 0, prefix_tokens: int = 0) -> str:
     """num_tokens common English words, about one token each, made as `prompt_token_ids` makes its ids."""
-    prefix = _draw(prefix_seed, prefix_tokens, len(WORDS))
-    fresh = _draw(seed, num_tokens - prefix_tokens, len(WORDS))
-    return " ".join(WORDS[number] for number in np.concatenate([prefix, fresh]).tolist())
+    drawn = _draw_after_prefix(seed, num_tokens, prefix_seed, prefix_tokens, len(WORDS))
+    return " ".join([WORDS[number] for number in drawn.tolist()])
+
+
+def _draw_after_prefix(seed: int, num: int, prefix_seed: int, num_prefix: int, below: int) -> NDArray[np.int64]:
+    fresh = _draw(seed, num - num_prefix, below)
+    return np.concatenate([_draw(prefix_seed, num_prefix, below), fresh]) if num_prefix else fresh
 
 
 def _draw(seed: int, num: int, below: int) -> NDArray[np.int64]:
     """`num` integers in [0, below), shape (num,): first the digits of the seed in base `below`, then random ones."""
-    raw = np.random.PCG64(seed).random_raw(num) if num else np.zeros(0, dtype=np.uint64)
-    out = ((raw >> np.uint64(32)) * np.uint64(below) >> np.uint64(32)).astype(np.int64)
+    stream = hashlib.shake_128(seed.to_bytes(_SEED_BITS // 8, "little")).digest(4 * num)
+    out = np.frombuffer(stream, dtype="<u4").astype(np.int64) * below >> 32
     digits = _digits(seed, below)[:num]
     out[: len(digits)] = digits
     return out
