@@ -19,6 +19,7 @@ from perfsuite.errors import NoValidComparison, PerfsuiteError, UsageError
 if TYPE_CHECKING:
     from perfsuite.report.live import Live
     from perfsuite.run import Answer
+    from perfsuite.scenario.plan import Plan
 
 app = typer.Typer(
     add_completion=True,
@@ -107,13 +108,24 @@ def schema() -> None:
 
 
 @app.command()
-def run(scenario: ScenarioPath, results: Results = DEFAULT_RESULTS, json: Json = False, seed: Seed = None) -> None:
+def run(
+    scenario: ScenarioPath,
+    results: Results = DEFAULT_RESULTS,
+    json: Json = False,
+    seed: Seed = None,
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Load worker processes.")] = None,
+) -> None:
     """Play a scenario and print the comparison. Every record is kept in a bundle under --results."""
-    from perfsuite.run import prepare, run_scenario, stop_on_signals
+    from perfsuite.run import choose_workers, prepare, run_scenario, stop_on_signals
 
     prepared = prepare(scenario, seed=seed)
+    num_workers = workers or choose_workers(prepared)
+    mark = "EMULATED " if any(arm.engine == "emulated" for arm in prepared.scenario.arms.values()) else ""
+    chosen = "asked for" if workers else "chosen from the load and the cores"
+    print(f"{mark}load workers: {num_workers} ({chosen})", file=sys.stderr, flush=True)
+    print(f"{mark}{_calibration_note(prepared.plan, num_workers)}", file=sys.stderr, flush=True)
     with stop_on_signals() as stop, _live_view() as on_live:
-        answer = run_scenario(prepared, results, stop=stop, on_live=on_live)
+        answer = run_scenario(prepared, results, stop=stop, on_live=on_live, workers=num_workers)
     _print_answer(answer, json=json)
     _refuse_incomparable(answer)
     if all(t.validity == "invalid" for t in answer.summary.trials):
@@ -149,9 +161,10 @@ def check(run: Run = "last", results: Results = DEFAULT_RESULTS, json: Json = Fa
     """Doubt one run: validity of each trial with reasons, and what to do next. Exit 3 when a trial is invalid."""
     from perfsuite.report.json import check_json
     from perfsuite.report.text import check_text
-    from perfsuite.run import load_run
+    from perfsuite.run import load_run, refuse_damaged
 
     data, summary = load_run(results, run)
+    refuse_damaged(data.path)
     _print_json(check_json(summary, run=data.manifest)) if json else print(
         check_text(summary, run=data.manifest, width=_width())
     )
@@ -193,6 +206,18 @@ def recover(
 
 
 @app.command()
+def doctor(json: Json = False) -> None:
+    """Calibrate this machine in half a minute: the load that its client holds, clocks, limits. Kept for later runs."""
+    from perfsuite.doctor import calibrate, calibration_path, save_calibration
+    from perfsuite.report.doctor import doctor_json, doctor_text
+
+    calibration = calibrate(lambda probe: print(f"probed {probe.size} {probe.kind}", file=sys.stderr, flush=True))
+    path = calibration_path()
+    save_calibration(calibration, path)
+    _print_json(doctor_json(calibration)) if json else print(f"{doctor_text(calibration)}\nkept in {path}")
+
+
+@app.command()
 def emulate(
     checkpoint: Annotated[str, typer.Argument(help="Checkpoint of the library, such as nvidia/DeepSeek-V3.2-NVFP4.")],
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
@@ -221,6 +246,14 @@ def emulate(
         truth_log=truth_log,
     )
     serve(config, on_ready=lambda url: print(f"emulated engine at {url} (its numbers are emulated)", file=sys.stderr))
+
+
+def _calibration_note(plan: Plan, num_workers: int) -> str:
+    from perfsuite.analysis.doctor import plan_note
+    from perfsuite.analysis.estimate import estimate_plan
+    from perfsuite.doctor import calibration_path, load_calibration
+
+    return plan_note(load_calibration(calibration_path()), estimate_plan(plan), num_workers=num_workers)
 
 
 def _print_answer(answer: Answer, *, json: bool) -> None:

@@ -51,10 +51,11 @@ class RequestRecord:
     t_first_ns         arrival of the first chunk with a token, reasoning included
     t_first_visible_ns arrival of the first chunk with a token that is not reasoning
     t_last_ns          arrival of the last chunk with a token
-    t_done_ns          end of the response
+    t_done_ns          end of the response; of a request that was sent and failed, when it was lost or given up
     connect_ns         duration of opening the connection this request used; None when it was open before
     n_in, n_out        tokens as the server's usage says
     token_source       "usage", "token_ids" or None: where n_out comes from
+    worker             the load worker that played it; None where none left a record
     timestamp_source   "kernel" (SO_TIMESTAMPNS) or "user" (read in the process)
     chunk_ns           arrival of each chunk with a token
     chunk_tokens       tokens in each of them; None when the server does not tell
@@ -84,7 +85,7 @@ class RequestRecord:
     connect_ns: int | None = None
     timestamp_source: str | None = None
     bytes_received: int = 0
-    worker: int = 0
+    worker: int | None = 0
     chunk_ns: Sequence[int] = ()
     chunk_tokens: Sequence[int] | None = None
     chunk_read_events: Sequence[int] = ()
@@ -95,15 +96,23 @@ class RequestRecord:
 class ClientAudit:
     """What the load client says of itself for one trial. Ratios are 0..1, None = not known on this system.
 
+    Several workers: counts and cpu_s are sums, percentiles are over all their requests and reads (lags are counted in
+    bins 2 % wide), wall_s is the longest, and ratios are those of the worker that fared worst.
+
     send_lag_*_s              t_send − t_sched over sent requests
     loop_lag_p99_s            how late the event loop woke for its timers
     stamp_lag_p50/p99_s       user-space read time − kernel receive time, over stamped reads
     num_reads                 reads that completed at least one token-bearing event
     num_coalesced_reads       those that completed more than one
-    cpu_s, wall_s             CPU time of the worker (user + system) and wall time, over the trial
+    cpu_s, wall_s             CPU time of the workers (user + system) and wall time, over the trial
     gc_collections            garbage collections while streams were live
     steal_ratio               CPU time taken by the hypervisor / total CPU time of the host
     clock_steps               steps of the wall clock seen; stamps across them were discarded
+    num_workers               workers that played
+    max_worker_cpu_ratio      CPU time / wall time of the busiest worker: a worker has one thread, so 1 is a full core
+    run_queue_ratio           time a worker was ready to run and waited for a core / wall time
+    num_connections           connections opened: each took a local port
+    max_connections           most of them open at a time
     """
 
     cpu_s: float
@@ -119,6 +128,18 @@ class ClientAudit:
     gc_collections: int
     steal_ratio: float | None
     clock_steps: int
+    num_workers: int = 1
+    max_worker_cpu_ratio: float | None = None
+    run_queue_ratio: float | None = None
+    num_connections: int | None = None
+    max_connections: int | None = None
+
+    @property
+    def busiest_core_ratio(self) -> float | None:
+        """max_worker_cpu_ratio, of an audit without it the CPU time over the wall time; None when no time passed."""
+        if self.max_worker_cpu_ratio is not None:
+            return self.max_worker_cpu_ratio
+        return self.cpu_s / self.wall_s if self.wall_s > 0 else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,11 +165,14 @@ class ServerFacts:
     config: dict[str, Any]
 
 
+TRIAL_STATUSES = ("played", "interrupted", "worker_lost", "engine_died", "not_played")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialFacts:
     """One trial as it was played. Times: integer nanoseconds on the load host's monotonic clock.
 
-    status       "played", "interrupted", "worker_lost", "engine_died" or "not_played"
+    status       one of TRIAL_STATUSES
     engine_stats counters of the engine over this trial, by our names: step_slip_ratio (emulated only), num_preemptions,
                  prefix_cache_hit_tokens, kv_usage_max_ratio
     """
@@ -189,7 +213,7 @@ _SCALARS: list[tuple[str, pa.DataType, bool]] = [
     ("connect_ns", pa.int64(), True),
     ("timestamp_source", pa.string(), True),
     ("bytes_received", pa.int64(), False),
-    ("worker", pa.int16(), False),
+    ("worker", pa.int16(), True),
     ("tail_in_last_read", pa.bool_(), False),
 ]
 

@@ -16,22 +16,34 @@ from typing import Any
 
 from perfsuite.analysis.compare import ComparisonResult, compare, compare_unpaired
 from perfsuite.analysis.differences import refuse_confounds
+from perfsuite.analysis.estimate import estimate_plan, refuse_too_long
 from perfsuite.analysis.summary import RunSummary, summarise
 from perfsuite.engines import Server, launch_command, preflight, start_engine, stop_leftover_mark
+from perfsuite.engines.attach import check_keys
+from perfsuite.engines.preflight import check_asking
 from perfsuite.engines.process import mark_process
-from perfsuite.errors import EngineError, Interrupted
+from perfsuite.errors import EngineError, Interrupted, StoreError
 from perfsuite.load.order import PlayOrder, PlayReport, Progress, Target
-from perfsuite.load.workers import LoadWorker, WorkerLost, start_worker
+from perfsuite.load.shares import num_workers
+from perfsuite.load.workers import LoadWorkers, WorkerLost, start_workers
 from perfsuite.records import TrialFacts
 from perfsuite.report.json import answer_json
 from perfsuite.report.live import Live
-from perfsuite.scenario.check import check_against_library
-from perfsuite.scenario.files import file_digest, load_prompt_rows, load_scenario, located, parse_scenario
+from perfsuite.scenario.check import check_against_library, check_lengths
+from perfsuite.scenario.files import file_digest, load_rows, load_scenario, located, parse_scenario
 from perfsuite.scenario.plan import Block, Plan, Trial, build_plan, request_specs
 from perfsuite.scenario.schema import Scenario
-from perfsuite.scenario.workload import PromptRows
+from perfsuite.scenario.workload import FileRows, TraceRows
 from perfsuite.store.bundle import Bundle, open_bundle, open_request_sink
-from perfsuite.store.reading import BundleData, find_bundle, is_alive, list_bundles, read_bundle, write_summary
+from perfsuite.store.reading import (
+    BundleData,
+    damaged_files,
+    find_bundle,
+    is_alive,
+    list_bundles,
+    read_bundle,
+    write_summary,
+)
 from perfsuite.store.recover import recover_bundle
 from perfsuite.telemetry.sampler import Sampler, start_sampler
 
@@ -46,7 +58,7 @@ class Prepared:
     text: str
     scenario: Scenario
     plan: Plan
-    rows: PromptRows | None
+    rows: FileRows | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,33 +101,60 @@ def prepare(path: Path, *, seed: int | None = None) -> Prepared:
     if seed is not None:
         text = re.sub(r"(?m)^seed:.*\n?", "", text).rstrip("\n") + f"\nseed: {seed}\n"
         scenario = parse_scenario(text, name=str(path))
-    rows = load_prompt_rows(scenario.workload, path)
     with located(text, name=str(path)):
         check_against_library(scenario)
+        check_lengths(scenario)
+        check_asking(scenario)
         for name, arm in scenario.arms.items():
             launch_command(arm, name=name, model=scenario.model, seed=scenario.seed, port=None)
         refuse_confounds(scenario)
+        rows = load_rows(scenario.workload, path)
         plan = build_plan(
             scenario,
-            num_file_rows=len(rows.rows) if rows else 0,
+            num_file_rows=len(rows) if rows else 0,
             file_digest=file_digest(scenario.workload, path),
+            trace=rows if isinstance(rows, TraceRows) else None,
         )
+        refuse_too_long(estimate_plan(plan))
     return Prepared(path=path, text=text, scenario=scenario, plan=plan, rows=rows)
 
 
-def run_scenario(prepared: Prepared, results: Path, *, stop: StopRequest, on_live: Callable[[Live], None]) -> Answer:
-    """Play every block and trial, finish the bundle, and say what it holds.
+def choose_workers(prepared: Prepared) -> int:
+    """How many load workers the plan asks for on this host: see num_workers."""
+    rows = prepared.rows
+    trace_rate_per_s = len(rows) / max(1e-9, int(rows.t_ns[-1]) / 1e9) if isinstance(rows, TraceRows) else 0.0
+    return num_workers(prepared.plan.load_points, _num_cores(), trace_rate_per_s=trace_rate_per_s)
 
-    Raises EngineError, WorkerLost or Interrupted after the bundle was finalized with what there was.
+
+def _num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_scenario(
+    prepared: Prepared,
+    results: Path,
+    *,
+    stop: StopRequest,
+    on_live: Callable[[Live], None],
+    workers: int | None = None,
+) -> Answer:
+    """Play every block and trial, finish the bundle, and say what it holds. workers: None = choose_workers().
+
+    Raises UsageError for a missing API key before there is a bundle; else EngineError, WorkerLost or Interrupted after
+    the bundle was finalized with what there was.
     """
+    check_keys(prepared.scenario, os.environ)
     with open_bundle(
         results, prepared.plan, scenario_text=prepared.text, secrets=_secrets(prepared.scenario)
     ) as bundle:
         run = _Run(prepared=prepared, bundle=bundle, stop=stop, on_live=on_live)
-        with start_worker(open_request_sink) as worker, start_sampler() as sampler:
-            for kind, pid in (("load_worker", worker.pid), ("sampler", sampler.pid)):
+        num = workers or choose_workers(prepared)
+        bundle.event("load_workers", num_workers=num, num_cores=_num_cores())
+        with start_workers(open_request_sink, num) as load, start_sampler() as sampler:
+            for kind, pid in (*(("load_worker", pid) for pid in load.pids), ("sampler", sampler.pid)):
                 bundle.add_process(asdict(mark_process(pid, kind=kind, port=0)))
-            _play_blocks(run, worker, sampler)
+            _play_blocks(run, load, sampler)
         run.show("finalizing")
         bundle.finalize("interrupted" if stop.level else "complete")
     answer = conclude(bundle.path)
@@ -179,7 +218,7 @@ class _Run:
         self.on_live(self.live)
 
     def progress(self, progress: Progress) -> None:
-        """Pass a worker's progress on, with the tokens per second since the one before."""
+        """Pass the workers' progress on, with the tokens per second since the one before."""
         rate = None
         if self.last is not None and self.last.trial == progress.trial and progress.t_ns > self.last.t_ns:
             rate = (progress.num_tokens - self.last.num_tokens) / ((progress.t_ns - self.last.t_ns) / 1e9)
@@ -193,11 +232,11 @@ class _Run:
         )
 
 
-def _play_blocks(run: _Run, worker: LoadWorker, sampler: Sampler) -> None:
+def _play_blocks(run: _Run, load: LoadWorkers, sampler: Sampler) -> None:
     for block in run.prepared.plan.blocks:
         if run.stop.level:
             return
-        _play_block(run, block, worker, sampler)
+        _play_block(run, block, load, sampler)
         run.blocks_done += 1
         if run.engine_deaths > MAX_ENGINE_DEATHS:
             raise EngineError(
@@ -205,7 +244,7 @@ def _play_blocks(run: _Run, worker: LoadWorker, sampler: Sampler) -> None:
             )
 
 
-def _play_block(run: _Run, block: Block, worker: LoadWorker, sampler: Sampler) -> None:
+def _play_block(run: _Run, block: Block, load: LoadWorkers, sampler: Sampler) -> None:
     scenario, bundle = run.prepared.scenario, run.bundle
     arm = scenario.arms[block.arm]
     run.show("starting engine", block=block.ordinal + 1, arm=block.arm)
@@ -233,7 +272,7 @@ def _play_block(run: _Run, block: Block, worker: LoadWorker, sampler: Sampler) -
         for trial in block.trials:
             if run.stop.level or not server.is_alive():
                 break
-            _play_trial(run, trial, server, worker)
+            _play_trial(run, trial, server, load)
         bundle.event("telemetry", block=block.ordinal, **asdict(sampler.status()))
 
 
@@ -242,14 +281,14 @@ def _engine_seed(scenario: Scenario, block: Block) -> int:
     return (scenario.seed * 1_000_003 + block.ordinal) % 2**31
 
 
-def _play_trial(run: _Run, trial: Trial, server: Server, worker: LoadWorker) -> None:
+def _play_trial(run: _Run, trial: Trial, server: Server, load: LoadWorkers) -> None:
     prepared, bundle = run.prepared, run.bundle
     point = prepared.plan.load_points[trial.load_point]
     run.show("playing", trial=trial.ordinal + 1, load_point=point.label)
     order = PlayOrder(
         trial=trial.ordinal,
         point=point,
-        specs=request_specs(prepared.scenario, point, trial, prepared.plan.num_file_rows),
+        specs=request_specs(prepared.scenario, point, trial, prepared.plan.num_file_rows, prepared.plan.trace),
         workload=prepared.scenario.workload,
         prompt_rows=prepared.rows,
         timeouts=prepared.scenario.timeouts,
@@ -257,10 +296,10 @@ def _play_trial(run: _Run, trial: Trial, server: Server, worker: LoadWorker) -> 
     before = server.stats()
     bundle.event("trial_started", trial=trial.ordinal, arm=trial.arm, load_point=point.label)
     try:
-        report = worker.play(
+        report = load.play(
             order,
             _target(server, prepared.scenario),
-            bundle.request_path(trial.ordinal),
+            lambda worker: bundle.request_path(trial.ordinal, worker),
             on_progress=run.progress,
             stop_level=lambda: run.stop.level if server.is_alive() else 2,
         )
@@ -328,6 +367,13 @@ def load_run(results: Path, ref: str) -> tuple[BundleData, RunSummary]:
     """A bundle by reference and its summary. Raises StoreError."""
     data = read_bundle(find_bundle(results, ref))
     return data, summarise_bundle(data)
+
+
+def refuse_damaged(path: Path) -> None:
+    """Raises StoreError when a file of a finished bundle is not what its manifest says."""
+    damaged = damaged_files(path)
+    if damaged:
+        raise StoreError("files of the bundle were changed after the run", where=str(path), found=", ".join(damaged))
 
 
 def compare_runs(results: Path, ref: str, other: str | None) -> Answer:

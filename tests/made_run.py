@@ -195,9 +195,9 @@ def scenario(**fields: Any) -> Scenario:
 
 
 def closed_loop_records(
-    trial: int, point: LoadPoint, *, t0_s: float, ttft_ms: float, gap_ms: float, num_chunks: int = 5
+    trial: int, point: LoadPoint, *, t0_s: float, ttft_ms: float, gap_ms: float, num_chunks: int = 5, **fields: Any
 ) -> list[RequestRecord]:
-    """Slots that answer one request after the other, all alike, from t0_s on."""
+    """Slots that answer one request after the other, all alike, from t0_s on. `fields` replace those of each record."""
     assert point.concurrency is not None and point.num_requests is not None
     out = []
     e2e_ms = ttft_ms + (num_chunks - 1) * gap_ms
@@ -210,6 +210,7 @@ def closed_loop_records(
                 gaps_ms=[gap_ms] * (num_chunks - 1),
                 trial=trial,
                 phase="warmup" if index < point.num_warmup else "measured",
+                **fields,
             )
         )
     return out
@@ -230,15 +231,18 @@ def made_run(
     power_w: float = 500.0,
     facts: Mapping[str, ServerFacts] | None = None,
     changes: Mapping[int, Mapping[str, Any]] | None = None,
+    records: Mapping[str, Any] | None = None,
+    num_open: int = 0,
 ) -> RunSummary:
     """A run of one comparison, fp8 against nvfp4, in ABBA order: arm → its speed in each pair, the same at every point.
 
-    changes: trial → fields of its TrialFacts. Each trial has 20 s of its own.
+    changes: trial → fields of its TrialFacts; records: fields of every record; num_open: so many trials at the end have
+    records and no facts. Each trial has 20 s of its own.
     """
     made_of = made_of or scenario()
     facts = facts or {"fp8": server_facts(), "nvfp4": server_facts(quantization="nvfp4", weights_bytes=410_000_000_000)}
     points = expand_load_points(made_of.load)
-    records: list[RequestRecord] = []
+    rows: list[RequestRecord] = []
     trials: list[TrialFacts] = []
     samples: list[dict[str, Any]] = []
     servers: dict[int, ServerFacts] = {}
@@ -251,7 +255,8 @@ def made_run(
                 number = len(trials)
                 t0_s = 20.0 * number
                 speed = speeds[name][pair]
-                records += closed_loop_records(number, point, t0_s=t0_s, ttft_ms=speed.ttft_ms, gap_ms=speed.gap_ms)
+                times_ms = {"ttft_ms": speed.ttft_ms, "gap_ms": speed.gap_ms}
+                rows += closed_loop_records(number, point, t0_s=t0_s, **times_ms, **(records or {}))
                 fields = {"arm": name, "block": block, "pair": pair, "load_point": load_point}
                 times = {"t_start_ns": round(t0_s * S), "t_end_ns": round((t0_s + 10) * S)}
                 trials.append(trial_facts(number, **fields, **times, **dict((changes or {}).get(number, {}))))
@@ -259,9 +264,9 @@ def made_run(
     return summarise(
         scenario=made_of,
         load_points=points,
-        requests=requests_table(records),
+        requests=requests_table(rows),
         telemetry=telemetry_table(samples),
-        trials=trials,
+        trials=trials[: len(trials) - num_open],
         servers=servers,
     )
 

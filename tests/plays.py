@@ -153,6 +153,10 @@ class Levels:
     def report(self, progress: Progress) -> None:
         self.reports.append(progress)
 
+    def meet(self, stage: str) -> int | None:
+        """There is nobody to wait for."""
+        return time.monotonic_ns()
+
 
 def run_play(
     ordered: PlayOrder, aim: Target, control: Levels | None = None, *, server_gone_s: float = 10.0

@@ -8,7 +8,7 @@ import pickle
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -25,7 +25,6 @@ from perfsuite.store.reading import (
     find_bundle,
     list_bundles,
     read_bundle,
-    read_summary,
     write_summary,
 )
 from perfsuite.store.redact import Redactor
@@ -373,8 +372,39 @@ def test_a_batch_that_does_not_fit_on_the_disk_leaves_those_before_it_readable(t
     assert (content.table.num_rows, content.is_torn) == (int(num), False)
 
 
-def test_a_summary_is_written_beside_the_records_and_read_back(tmp_path: Path, complete: Path) -> None:
-    assert read_summary(tmp_path) is None
+def test_a_summary_is_written_beside_the_records_and_is_no_part_of_them(complete: Path) -> None:
     write_summary(complete, {"a": 1})
-    assert read_summary(complete) == {"a": 1}
+    assert json.loads((complete / "summary.json").read_bytes()) == {"a": 1}
     assert damaged_files(complete) == []
+
+
+def _in_manifest(path: Path) -> None:
+    manifest = json.loads((path / "manifest.json").read_bytes())
+    (path / "manifest.json").write_text(json.dumps(manifest | {"plan": {}}), encoding="utf-8")
+
+
+def _in_trials(key: str, value: object) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        rows = [json.loads(line) for line in (path / "trials.jsonl").read_text(encoding="utf-8").splitlines()]
+        rows[0][key] = value
+        (path / "trials.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "holds"),
+    [
+        (_in_manifest, "the plan's facts are missing"),
+        (_in_trials("load_point", 7), "none of the plan's"),
+        (_in_trials("trial", 99), "none of the plan's"),
+        (_in_trials("status", "odd"), "an unknown status"),
+    ],
+)
+def test_a_bundle_that_contradicts_itself_is_named_damaged(
+    tmp_path: Path, change: Callable[[Path], None], holds: str
+) -> None:
+    path = complete_run(tmp_path)
+    change(path)
+    with pytest.raises(StoreError, match=holds):
+        read_bundle(path)

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from perfsuite.analysis.checks import REASONS, account, is_overloaded, judge, step_slip_ratio, validity
+from perfsuite.analysis.accounting import account
+from perfsuite.analysis.checks import REASONS, is_overloaded, judge, step_slip_ratio, validity
 from perfsuite.analysis.chunks import scan_chunks
 from perfsuite.analysis.metrics import request_columns
 from perfsuite.analysis.steady import mean_in_flight, steady_window
@@ -98,7 +99,35 @@ def test_errors_of_warmup_and_requests_perfsuite_cancelled_are_not_the_servers_e
     records = arrivals()
     records[0] = failed(0, phase="warmup")
     records[5] = failed(5, outcome="cancelled", sched_ms=500)
-    records[6] = failed(6, outcome="unsent", sched_ms=600)
+    records[6] = failed(6, outcome="unsent", detail="drained", sched_ms=600)
+    assert reasons(records, OPEN, trial_facts(status="interrupted")) == {"interrupted": "invalid"}
+
+
+@pytest.mark.parametrize(
+    ("num_unsent", "status", "detail", "expected"),
+    [
+        (1, "played", "server_gone", {"unsent": "degraded"}),
+        (2, "played", "server_gone", {"unsent": "invalid"}),
+        (90, "played", "server_gone", {"unsent": "invalid"}),
+        (2, "played", "client_internal: ValueError('x')", {"unsent": "invalid"}),
+        (2, "played", "lost", {"unsent": "invalid"}),
+        (2, "played", None, {"unsent": "invalid"}),  # nobody asked for it
+        (50, "interrupted", "drained", {"interrupted": "invalid"}),
+        (50, "engine_died", "cancelled", {"engine_died": "invalid"}),
+        (50, "interrupted", "server_gone", {"interrupted": "invalid", "unsent": "invalid"}),
+    ],
+)
+def test_requests_that_could_not_be_sent_degrade_and_beyond_1_percent_invalidate(
+    num_unsent: int, status: str, detail: str | None, expected: dict[str, str]
+) -> None:
+    records = arrivals()
+    for k in range(100 - num_unsent, 100):
+        records[k] = failed(k, outcome="unsent", detail=detail, sched_ms=100 * k)
+    assert reasons(records, OPEN, trial_facts(status=status)) == expected
+
+
+def test_warmup_that_could_not_be_sent_is_not_judged() -> None:
+    records = [failed(0, outcome="unsent", phase="warmup", detail="server_gone"), *arrivals()[1:]]
     assert reasons(records, OPEN) == {}
 
 
@@ -140,7 +169,8 @@ def test_the_accounting_counts_every_record_once() -> None:
     assert found.errors == {"reset": 3, "http_error": 1, "cancelled": 1, "connect_refused": 1}
     assert found.planned == found.sent + sum(found.unsent.values())
     assert found.sent == found.ok + sum(found.errors.values())
-    assert (found.measured_sent, found.measured_failed, found.mismatch) == (5, 4, None)
+    assert (found.measured, found.measured_sent, found.measured_failed, found.mismatch) == (8, 5, 4, None)
+    assert found.measured_unsent == {"drained": 1, "no reason given": 1}
 
 
 @pytest.mark.parametrize(
@@ -155,6 +185,23 @@ def test_the_accounting_counts_every_record_once() -> None:
 )
 def test_late_sends_in_open_loop(lag_ms: list[float], expected: dict[str, str]) -> None:
     assert reasons(arrivals(lag_ms=lag_ms), OPEN) == expected
+
+
+@pytest.mark.parametrize(("every_ms", "expected"), [(100, {}), (50, {"client_saturated": "degraded"})])
+def test_late_sends_of_a_trace_are_compared_with_the_mean_gap_of_its_arrivals(
+    every_ms: float, expected: dict[str, str]
+) -> None:
+    trace = LoadPoint(kind="open", trace_speed=1.0)
+    assert reasons(arrivals(every_ms=every_ms, lag_ms=[9]), trace) == expected
+
+
+LIMITED = LoadPoint(kind="open", rate_per_s=10, num_requests=100, max_in_flight=4)
+
+
+def test_the_wait_for_a_slot_that_the_scenario_asks_for_is_not_the_client_s_lateness() -> None:
+    assert reasons(arrivals(lag_ms=[500]), LIMITED) == {}
+    late_loop = trial_facts(audit=audit(loop_lag_p99_s=0.025))
+    assert reasons(arrivals(lag_ms=[500]), LIMITED, late_loop) == {"client_saturated": "degraded"}
 
 
 def test_late_sends_in_closed_loop_are_compared_with_the_time_to_the_first_token() -> None:
@@ -179,6 +226,11 @@ def test_lateness_is_blamed_on_the_host_when_the_hypervisor_took_the_cpu() -> No
     [
         ({"cpu_s": 1.7}, {}),
         ({"cpu_s": 1.9}, {"client_saturated": "invalid"}),
+        ({"cpu_s": 5.0, "num_workers": 3, "max_worker_cpu_ratio": 0.85}, {}),
+        ({"cpu_s": 2.0, "num_workers": 3, "max_worker_cpu_ratio": 0.95}, {"client_saturated": "invalid"}),
+        ({"run_queue_ratio": 0.2}, {}),
+        ({"run_queue_ratio": 0.16, "loop_lag_p99_s": 0.03}, {"host_stall": "degraded"}),
+        ({"run_queue_ratio": 0.14, "loop_lag_p99_s": 0.03}, {"client_saturated": "degraded"}),
         ({"loop_lag_p99_s": 0.015}, {}),
         ({"loop_lag_p99_s": 0.025}, {"client_saturated": "degraded"}),
         ({"steal_ratio": 0.09}, {}),
@@ -188,6 +240,42 @@ def test_lateness_is_blamed_on_the_host_when_the_hypervisor_took_the_cpu() -> No
 )
 def test_what_the_client_says_of_itself(fields: dict[str, Any], expected: dict[str, str]) -> None:
     assert reasons(waves(), facts=trial_facts(audit=audit(**fields))) == expected
+
+
+@pytest.mark.parametrize("ttft_ms", [20, 100])
+@pytest.mark.parametrize("tpot_ms", [10, 30])
+@pytest.mark.parametrize("lag_ms", [5, 15])
+def test_the_noise_of_a_small_virtual_machine_never_invalidates(ttft_ms: float, tpot_ms: float, lag_ms: float) -> None:
+    found = client_lag(ttft_ms, tpot_ms, stamp_lag_p99_s=lag_ms / 1e3, loop_lag_p99_s=lag_ms / 1e3)
+    assert found in ({}, {"client_saturated": "degraded"})
+    assert (found != {}) == (lag_ms > tpot_ms)
+
+
+@pytest.mark.parametrize(
+    ("ttft_ms", "tpot_ms", "fields", "expected"),
+    [
+        (20, 10, {"stamp_lag_p99_s": 0.049}, {"client_saturated": "degraded"}),
+        (20, 10, {"stamp_lag_p99_s": 0.051}, {"client_saturated": "invalid"}),  # the floor
+        (20, 10, {"loop_lag_p99_s": 0.099}, {"client_saturated": "degraded"}),
+        (20, 10, {"loop_lag_p99_s": 0.101}, {"client_saturated": "invalid"}),
+        (200, 30, {"stamp_lag_p99_s": 0.19}, {"client_saturated": "degraded"}),
+        (200, 30, {"stamp_lag_p99_s": 0.21}, {"client_saturated": "invalid"}),  # the median TTFT
+        (5000, 20, {"stamp_lag_p99_s": 0.21}, {"client_saturated": "invalid"}),  # ten tokens
+        (200, 30, {"stamp_lag_p99_s": 0.029}, {}),
+        (200, 30, {"stamp_lag_p99_s": None, "loop_lag_p99_s": None}, {}),
+        (200, 30, {"stamp_lag_p99_s": 0.21, "run_queue_ratio": 0.2}, {"host_stall": "invalid"}),
+    ],
+)
+def test_a_client_that_reads_late_is_compared_with_the_service_s_own_times(
+    ttft_ms: float, tpot_ms: float, fields: dict[str, Any], expected: dict[str, str]
+) -> None:
+    assert client_lag(ttft_ms, tpot_ms, **fields) == expected
+
+
+def client_lag(ttft_ms: float, tpot_ms: float, **fields: Any) -> dict[str, str]:
+    e2e_ms = ttft_ms + 2 * tpot_ms
+    records = [request(k, sched_ms=e2e_ms * (k // 4), ttft_ms=ttft_ms, gaps_ms=[tpot_ms] * 2) for k in range(40)]
+    return reasons(records, facts=trial_facts(audit=audit(**fields)))
 
 
 def test_two_reasons_of_one_code_are_one_reason_of_the_graver_kind() -> None:
@@ -242,6 +330,12 @@ def test_random_arrivals_at_an_engine_that_keeps_up_are_not_overloaded() -> None
     for seed in range(20):
         t_ms = np.cumsum(np.random.default_rng(seed).exponential(50, 300))
         assert not overloaded([request(k, sched_ms=t, ttft_ms=900) for k, t in enumerate(t_ms)])
+
+
+def test_requests_that_wait_for_a_slot_are_backlog() -> None:
+    waiting = [request(k, sched_ms=100 * k, lag_ms=25 * k, ttft_ms=125) for k in range(200)]
+    assert overloaded(waiting, LIMITED)
+    assert not overloaded([request(k, sched_ms=100 * k, lag_ms=25, ttft_ms=125) for k in range(200)], LIMITED)
 
 
 def test_a_window_shorter_than_the_answers_cannot_tell_overload() -> None:

@@ -113,20 +113,11 @@ def test_degraded_trials_stay_in_the_comparison() -> None:
     assert point_of(summary).num_pairs == 6
 
 
-def test_a_repeated_trial_replaces_the_one_before() -> None:
-    summary = run(changes={0: {"status": "interrupted"}})
-    again = replace(summary.trials[3], trial=99, pair=0)  # fp8 of another pair, played again for pair 0
-    assert summary.trials[3].arm == "fp8"
-    point = compare(replace(summary, trials=(*summary.trials, again)))[0].points[0]
-    assert point.baseline_trials[0] == 99
-    assert point.num_pairs == 6
-
-
 def test_fewer_than_two_pairs_are_not_comparable_and_still_have_numbers() -> None:
     changes = {k: {"status": "interrupted"} for k in range(2, 12)}
     result = compare(run(changes=changes))[0]
     assert not result.comparable
-    assert result.reason == "concurrency 4: 1 usable pairs of 6, at least 2 are needed"
+    assert result.reason == "concurrency 4: 1 usable pair of 6, at least 2 are needed"
     row = result.points[0].metric("tpot_p50_s")
     assert (row.estimate.ratio, row.verdict.word) == (pytest.approx(0.7 * math.exp(0.01)), None)
 
@@ -156,6 +147,35 @@ def test_emulated_against_measured_is_refused() -> None:
     result = compare(run(facts=facts))[0]
     assert (result.comparable, result.points) == (False, ())
     assert result.reason == "fp8 is emulated and the other arm is measured: not comparable"
+
+
+def test_mode_matched_refuses_a_confound_that_only_the_servers_tell() -> None:
+    facts = {"fp8": server_facts(kv_cache_dtype="bf16"), "nvfp4": server_facts(quantization="nvfp4", version="0.2.0")}
+    summary = run(facts=facts)
+    result = compare(summary)[0]
+    assert (result.comparable, result.points) == (False, ())
+    assert result.reason == (
+        "mode matched, but the arms differ in more than the checkpoint: version: 0.1.0 against 0.2.0 (server); "
+        "kv_cache_dtype: bf16 against fp8 (server)"
+    )
+    found = {finding.code: finding for finding in find(summary, [result])}
+    assert "confounded" not in found
+    assert found["not_comparable"].cure.startswith("make them equal, or set mode: best-config")
+
+
+def test_mode_best_config_compares_over_the_same_confound_and_labels_it() -> None:
+    facts = {"fp8": server_facts(kv_cache_dtype="bf16"), "nvfp4": server_facts(quantization="nvfp4")}
+    summary = run(facts=facts, made_of=scenario(mode="best-config"))
+    assert compare(summary)[0].comparable
+    assert codes(summary)["confounded"] == "warning"
+
+
+def test_a_confound_of_a_later_start_is_found_too() -> None:
+    summary = run()
+    servers = dict(summary.servers) | {7: server_facts(version="0.2.0")}
+    result = compare(replace(summary, servers=servers))[0]
+    assert not result.comparable
+    assert "version: " in (result.reason or "")
 
 
 def test_a_run_without_comparisons_has_none() -> None:
@@ -196,6 +216,24 @@ def test_runs_of_different_definitions_are_refused(fields: dict[str, Any], what:
     results = compare_unpaired(run(), run(made_of=scenario(**fields)))
     assert {result.reason for result in results} == {f"the runs have different definitions: {what}"}
     assert not any(result.comparable or result.points for result in results)
+
+
+def test_a_missing_token_count_is_a_finding_with_its_cure() -> None:
+    summary = run(records={"n_out": None, "token_source": None})
+    found = {finding.code: finding for finding in find(summary, compare(summary))}
+    assert found["no_token_counts"].text.startswith("tokens are not counted in 12 of 12 trials: the server tells no")
+    assert "include_usage" in found["no_token_counts"].cure
+
+
+def test_one_is_not_said_in_the_plural() -> None:
+    one = run(changes={3: {"audit": audit(loop_lag_p99_s=0.03)}, 4: {"status": "engine_died"}})
+    texts = [finding.text for finding in find(one, compare(one))]
+    assert "1 of 12 trials is degraded: client_saturated (1)" in texts
+    assert "1 of 12 trials is invalid: engine_died (1)" in texts
+    two = run(changes={k: {"audit": audit(loop_lag_p99_s=0.03)} for k in (3, 4)})
+    assert "2 of 12 trials are degraded: client_saturated (2)" in [finding.text for finding in find(two)]
+    scout = run(changes={k: {"status": "interrupted"} for k in range(2, 12)})
+    assert any(text.startswith("a scout: 1 pair;") for text in [f.text for f in find(scout, compare(scout))])
 
 
 def codes(summary: RunSummary) -> dict[str, str]:

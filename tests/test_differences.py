@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from perfsuite.analysis.differences import classify, confounds, differences, parse_flags, refuse_confounds
+from perfsuite.emulator.config import EmulatorConfig, deploy
+from perfsuite.emulator.facts import config as emulator_config
+from perfsuite.engines import vllm
+from perfsuite.engines.emulated import emulator_facts
 from perfsuite.errors import ScenarioError
+from perfsuite.records import ServerFacts
+from perfsuite.scenario.files import load_scenario
 from perfsuite.scenario.schema import Arm
 from tests.made_run import FP8, NVFP4, arm, scenario, server_facts
 
@@ -103,6 +110,84 @@ def test_each_row_has_both_values_a_reason_and_a_source() -> None:
     row = next(row for row in rows if row.key == "max_num_seqs")
     assert (row.baseline, row.candidate, row.source) == ("not set", "1,024", "scenario")
     assert row.why
+
+
+VLLM_LOG = (Path(__file__).parent / "data" / "vllm_cpu_server.log").read_text(encoding="utf-8")
+VLLM_ARM = {"engine": "vllm", "checkpoint": "tiny", "precision": "bf16", "gpus": 0}
+
+
+def vllm_facts(log: str, blocks: int, **fields: Any) -> ServerFacts:
+    """The facts of a vLLM server as engines/vllm.py puts them together."""
+    config: dict[str, Any] = {**vllm.read_config(log), "args": vllm.read_non_default_args(log)}
+    config |= {"vocab_size_source": "library", "block_size": "16", "num_gpu_blocks": str(blocks), "cache_dtype": "auto"}
+    return ServerFacts(
+        **{
+            "engine": "vllm",
+            "version": "0.32.0",
+            "emulated": False,
+            "served_model": "tiny",
+            "max_model_len": 8192,
+            "kv_cache_dtype": "bf16",
+            "kv_capacity_tokens": vllm.read_kv_capacity_tokens(log),
+            "weights_bytes": 500_000_000 + blocks,
+            "gpu_name": None,
+            "quantization": None,
+            "kernels": vllm.read_kernels(log),
+            "config": config,
+            **fields,
+        }
+    )
+
+
+def test_two_starts_of_vllm_with_equal_settings_have_no_confound() -> None:
+    again = VLLM_LOG.replace("pid=17142", "pid=99").replace("46521", "50000").replace("05:52:", "07:11:")
+    again = again.replace("seed=0", "seed=123").replace("77,664", "77,600")
+    assert again != VLLM_LOG
+    found = kinds(VLLM_ARM, VLLM_ARM, vllm_facts(VLLM_LOG, 4854), vllm_facts(again, 4850))
+    assert found["kv_capacity_tokens"] == found["num_gpu_blocks"] == "consequence"
+    assert "confound" not in found.values()
+
+
+def test_another_checkpoint_of_vllm_with_equal_settings_has_no_confound() -> None:
+    quantized = VLLM_LOG.replace("quantization=None,", "quantization=modelopt_fp4,").replace("CPU_MLA", "OTHER_MLA")
+    facts = vllm_facts(quantized, 9000, quantization="modelopt_fp4", weights_bytes=300_000_000)
+    found = kinds(
+        VLLM_ARM, VLLM_ARM | {"checkpoint": "tiny-fp4", "precision": "nvfp4"}, vllm_facts(VLLM_LOG, 4854), facts
+    )
+    assert found["quantization"] == found["kernels.attention"] == "entailed"
+    assert "confound" not in found.values()
+
+
+def test_settings_that_vllm_resolved_differently_are_confounds() -> None:
+    eager = VLLM_LOG.replace("enforce_eager=True", "enforce_eager=False")
+    found = kinds(VLLM_ARM, VLLM_ARM, vllm_facts(VLLM_LOG, 1), vllm_facts(eager, 1, max_model_len=4096))
+    assert found == {"enforce_eager": "confound", "max_model_len": "confound"}
+
+
+def test_the_arms_of_the_quickstart_have_no_confound() -> None:
+    scenario_file = load_scenario(Path("scenarios/quickstart.yaml"))[0]
+    arms = [scenario_file.arms[name] for name in ("fp8", "nvfp4")]
+    told = [emulator_told(arm, seed) for seed, arm in enumerate(arms)]
+    rows = differences(*arms, *told)
+    assert {row.key for row in rows} >= {"checkpoint", "quantization", "weights_bytes", "kv_capacity_tokens"}
+    assert [row for row in rows if row.kind == "confound"] == []
+    same = differences(arms[0], arms[0], told[0], emulator_told(arms[0], 7))
+    assert same == ()
+
+
+def emulator_told(arm: Arm, seed: int) -> ServerFacts:
+    assert arm.checkpoint is not None and arm.max_num_seqs and arm.max_num_batched_tokens and arm.max_model_len
+    config = EmulatorConfig(
+        checkpoint=arm.checkpoint,
+        kv_cache_dtype=arm.kv_cache_dtype,
+        max_num_seqs=arm.max_num_seqs,
+        max_num_batched_tokens=arm.max_num_batched_tokens,
+        max_model_len=arm.max_model_len,
+        seed=seed,
+        port=8000 + seed,
+    )
+    told = emulator_config(deploy(config))
+    return emulator_facts(told, engine="emulated", served_model="deepseek-v3.2", version="0.1.0")
 
 
 def test_values_of_secret_variables_are_not_shown() -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import resource
 import socket
 import ssl
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from perfsuite.load.connection import connect_error
 from perfsuite.load.order import Target
 from perfsuite.records import OUTCOMES, RequestRecord
 from tests.plays import Levels, order, run_play, target, timeouts, workload
@@ -186,7 +190,7 @@ def test_a_time_out_has_its_outcome(name: str) -> None:
     script, limits, outcome, num_chunks = TIMEOUTS[name]
     record = play_one(script, **limits)
     assert record.outcome == outcome
-    assert record.t_done_ns is None
+    assert (record.t_send_ns or 0) < (record.t_done_ns or 0) < time.monotonic_ns()
     if num_chunks is None:
         assert len(record.chunk_ns) > 2
     else:
@@ -351,6 +355,38 @@ def test_the_status_and_the_bytes_are_recorded() -> None:
 def closed_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
+
+
+def test_without_file_descriptors_the_requests_end_as_errors_of_the_client() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:  # accepts, as the system does, and is silent
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 20, hard))
+        try:
+            records, _ = run_play(order(60, offsets_ns=[0] * 60, limits=timeouts(first_token=1.0)), target(url))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    outcomes = Counter(record.outcome for record in records)
+    assert set(outcomes) == {"client_internal", "first_token_timeout"}
+    assert outcomes["client_internal"] >= 30
+    assert all("ulimit -n" in (r.detail or "") for r in records if r.outcome == "client_internal")
+
+
+@pytest.mark.parametrize(
+    ("number", "outcome", "words"),
+    [
+        (errno.EADDRNOTAVAIL, "client_internal", "ip_local_port_range"),
+        (errno.EMFILE, "client_internal", "ulimit -n"),
+        (errno.ENFILE, "client_internal", "fs.file-max"),
+        (errno.ETIMEDOUT, "connect_timeout", "timed out"),
+        (errno.ECONNREFUSED, "connect_refused", "refused"),
+        (errno.EHOSTUNREACH, "connect_refused", "route"),
+    ],
+)
+def test_a_limit_of_this_host_is_told_apart_from_a_server_that_refuses(number: int, outcome: str, words: str) -> None:
+    error = connect_error(number)
+    assert error.outcome == outcome
+    assert words in error.detail
 
 
 def test_a_refused_connection_is_a_record_of_its_own() -> None:

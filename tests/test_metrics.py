@@ -10,8 +10,21 @@ import pytest
 from perfsuite.analysis.chunks import read_chunks, scan_chunks
 from perfsuite.analysis.metrics import METRICS, min_samples, percentile_or_note, request_columns
 from perfsuite.analysis.steady import Window
+from perfsuite.analysis.summary import summarise
 from perfsuite.records import RequestRecord
-from tests.made_run import MS, S, Speed, failed, made_run, request, requests_table, scenario
+from perfsuite.scenario.plan import expand_load_points
+from tests.made_run import (
+    MS,
+    S,
+    Speed,
+    failed,
+    made_run,
+    request,
+    requests_table,
+    scenario,
+    telemetry_table,
+    trial_facts,
+)
 
 
 def columns_of(*records: RequestRecord):
@@ -120,6 +133,20 @@ def test_tokens_come_from_the_server_else_from_n_out_spread_evenly_else_from_the
     assert scan.window_tokens == 1 + 3 + 3
 
 
+def test_without_any_token_count_chunks_are_not_taken_for_tokens() -> None:
+    window = Window(t0_ns=0, t1_ns=200 * MS)
+    untold = [request(k, gaps_ms=[10], n_out=None, token_source=None) for k in range(3)]
+    scan = scan_chunks(requests_table(untold), window)
+    assert (scan.window_tokens, scan.bin_tokens) == (None, None)
+    assert scan.untold == "the server tells no token counts"
+    partly = scan_chunks(requests_table([*untold, request(3, gaps_ms=[10])]), window)
+    assert (partly.window_tokens, partly.untold) == (None, "no token count of 3 of 4 answers")
+    cut = request(0, gaps_ms=[10], n_out=None, outcome="truncated_stream")
+    assert scan_chunks(requests_table([cut]), window).untold == "no answer tells the tokens per chunk"
+    told = request(0, gaps_ms=[10], n_out=None, chunk_tokens=[2, 3], outcome="truncated_stream")
+    assert scan_chunks(requests_table([told]), window).window_tokens == 5
+
+
 def test_gaps_that_touch_a_coalesced_read_are_left_out_and_counted() -> None:
     record = request(gaps_ms=[10, 0, 12, 13, 14], chunk_read_events=[1, 2, 2, 1, 1, 1])
     scan = scan_chunks(requests_table([record]), None)
@@ -178,6 +205,53 @@ def test_the_metrics_of_a_trial_are_those_computed_by_hand() -> None:
         "send_lag_p50_s": 0,
     }
     assert {name: trial.metrics[name] for name in wanted} == pytest.approx(wanted)
+
+
+OF_TOKENS = (
+    "output_tps_steady", "output_tps_per_gpu", "total_tps_per_gpu", "output_tps_run", "usd_per_mtok", "tpot_p50_s",
+    "tpot_p99_s", "interactivity_p50_per_s", "itl_p50_s", "j_per_output_token", "tps_per_watt", "goodput_per_s",
+    "slo_attainment_ratio",
+)  # fmt: skip
+
+
+def test_what_rests_on_token_counts_is_withheld_when_the_server_tells_none() -> None:
+    speed = [Speed(ttft_ms=100, gap_ms=20)]
+    fields = {"price_usd_per_gpu_hour": 3.6, "slo": {"tpot": "25ms"}}
+    trial = made_run(
+        {"fp8": speed, "nvfp4": speed}, made_of=scenario(**fields), records={"n_out": None, "token_source": None}
+    ).trials[0]
+    assert {name: trial.metrics[name] for name in OF_TOKENS} == dict.fromkeys(OF_TOKENS)
+    assert {trial.notes[name] for name in OF_TOKENS} == {"the server tells no token counts"}
+    assert trial.untold_tokens == "the server tells no token counts"
+    told = ("ttft_p50_s", "e2e_p50_s", "chunk_gap_p50_s", "request_rate_per_s", "energy_j", "mean_power_w")
+    assert None not in [trial.metrics[name] for name in told]
+
+
+def test_input_and_output_together_need_the_input_counts_too() -> None:
+    speed = [Speed(ttft_ms=100, gap_ms=20)]
+    trial = made_run({"fp8": speed, "nvfp4": speed}, records={"n_in": None}).trials[0]
+    assert trial.metrics["total_tps_per_gpu"] is None
+    assert trial.notes["total_tps_per_gpu"] == "the server tells no input token counts"
+    assert trial.metrics["output_tps_per_gpu"] is not None
+
+
+def test_requests_unsent_because_the_server_was_gone_miss_the_slo() -> None:
+    made_of = scenario(slo={"ttft": "500ms"}, load=[{"rate": "10 req/s", "requests": 10}])
+    point = expand_load_points(made_of.load)[0]
+    records = [request(k, sched_ms=100 * k) for k in range(5)]
+    records += [failed(k, outcome="unsent", detail="server_gone", sched_ms=100 * k) for k in range(5, 8)]
+    records += [failed(k, outcome="unsent", detail="drained", sched_ms=100 * k) for k in range(8, 10)]
+    summary = summarise(
+        scenario=made_of, load_points=[point], requests=requests_table(records), telemetry=telemetry_table([]),
+        trials=[trial_facts()], servers={},
+    )  # fmt: skip
+    assert summary.trials[0].metrics["slo_attainment_ratio"] == 5 / 8
+
+
+def test_a_price_of_zero_is_no_cost() -> None:
+    trial = one_trial(price_usd_per_gpu_hour=0)
+    assert trial.metrics["usd_per_mtok"] is None
+    assert trial.notes["usd_per_mtok"] == "price_usd_per_gpu_hour is 0"
 
 
 def test_every_metric_has_a_value_or_a_note_and_nothing_else_is_reported() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from perfsuite.analysis.estimate import estimate_plan
 from perfsuite.errors import ScenarioError
 from perfsuite.scenario.arrivals import num_requests_within, open_loop_offsets_ns, ramp_in_offsets_ns
 from perfsuite.scenario.plan import CLOSED_LOOP_OFFSET, Plan, RequestSpecs, build_plan, request_specs
@@ -154,6 +155,31 @@ def test_a_duration_holds_as_many_requests_as_arrive_in_it() -> None:
     num = num_requests_within(rng(), rate_per_s=100.0, arrivals="poisson", burstiness=1.0, duration_s=10.0)
     offsets = open_loop_offsets_ns(rng(), rate_per_s=100.0, arrivals="poisson", burstiness=1.0, num_requests=num + 1)
     assert offsets[num - 1] <= 10e9 < offsets[num]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_bursty_arrivals_fill_the_whole_duration(seed: int) -> None:
+    shape = {"rate_per_s": 10.0, "arrivals": "gamma", "burstiness": 0.01}
+    num = num_requests_within(np.random.default_rng(seed), duration_s=100.0, **shape)  # type: ignore[arg-type]
+    offsets = open_loop_offsets_ns(np.random.default_rng(seed), num_requests=num + 1, **shape)  # type: ignore[arg-type]
+    assert offsets[num] > 100e9
+
+
+def test_a_request_due_after_a_week_is_refused_with_its_entry() -> None:
+    loads = [{"concurrency": [2, 4], "requests": 4}, {"rate": "1e-4 req/s", "requests": 60, "arrivals": "constant"}]
+    assert build_plan(scenario(load=loads)).trials
+    late = {**loads[1], "arrivals": "gamma", "burstiness": 0.01}
+    with pytest.raises(ScenarioError, match="more than 7 days") as caught:
+        build_plan(scenario(load=[loads[0], late], blocks=20))
+    assert caught.value.where == "load[1]"
+
+
+def test_an_emulated_step_time_is_the_estimate_of_a_step() -> None:
+    arm = {"engine": "emulated", "checkpoint": "deepseek-ai/DeepSeek-V3.2", "precision": "fp8", "gpus": 8}
+    timed = {**arm, "emulator": {"step_time": "2s"}}
+    load = [{"concurrency": 2, "requests": 4}]
+    estimate = estimate_plan(build_plan(scenario(arms={"a": timed}, comparisons=[], load=load, blocks=1)))
+    assert estimate.points[0].measured_s["a"] == pytest.approx(2 * (5 + 1) * 2.0)
 
 
 def test_slots_open_evenly_over_the_ramp() -> None:

@@ -17,8 +17,9 @@ import pytest
 
 from perfsuite.engines import Server, preflight, start_engine
 from perfsuite.engines.attach import attach_endpoint
+from perfsuite.engines.preflight import check_asking
 from perfsuite.engines.readiness import free_port
-from perfsuite.errors import EngineError, Interrupted, UsageError
+from perfsuite.errors import EngineError, Interrupted, ScenarioError, UsageError
 from perfsuite.scenario.schema import Arm, Scenario, Timeouts
 
 FAKE_ENGINE = Path(__file__).parent / "fake_engine.py"
@@ -246,6 +247,33 @@ def test_a_base_url_is_cut_to_what_the_paths_follow(url: str, base: str) -> None
     assert attach_endpoint(attach_arm(url), {}, where="arms.a").url == base
 
 
-def test_an_impossible_port_is_a_usage_error() -> None:
-    with pytest.raises(UsageError, match="Port out of range"):
-        attach_endpoint(attach_arm("http://h:99999"), {}, where="arms.a")
+def test_the_dialect_that_an_arm_names_is_not_detected(serve: Serve) -> None:
+    arm = attach_arm(serve(), dialect="openai")
+    with attached(arm) as server:
+        assert server.dialect == "openai"
+
+
+def test_chat_over_generate_is_refused_in_words_before_a_request_is_sent(serve: Serve) -> None:
+    arm = attach_arm(serve(), dialect="sglang-generate")
+    asked = scenario(arm, api="chat", prompt_as="text")
+    with pytest.raises(ScenarioError, match="sglang-generate does not speak api chat") as error:
+        check_asking(asked)
+    assert error.value.where == "arms.a.dialect"
+    with attached(arm) as server, pytest.raises(ScenarioError, match="does not speak api chat"):
+        preflight(server, arm, asked)
+
+
+@pytest.mark.parametrize(
+    ("field", "dialect", "what"),
+    [
+        ("max_tokens", None, "'max_tokens' is decided by the plan"),
+        ("stream", "openai", "'stream' is decided by the plan"),
+        ("no_such_field", "sglang-generate", "does not take every field"),
+    ],
+)
+def test_a_field_that_cannot_be_asked_is_refused_before_anything_is_started(
+    field: str, dialect: str | None, what: str
+) -> None:
+    with pytest.raises(ScenarioError, match=what) as error:
+        check_asking(scenario(attach_arm("http://h:1", dialect=dialect), extra_body={field: 1}))
+    assert field in str(error.value)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 
 from perfsuite.analysis.compare import compare, compare_unpaired
 from perfsuite.analysis.metrics import METRICS
+from perfsuite.analysis.summary import RunSummary
 from perfsuite.report.json import answer_json, check_json, finite, list_json, summary_json
-from perfsuite.report.text import answer_text, check_text, format_metric, list_text, show_text
-from tests.made_run import Speed, made_run, scenario, server_facts
+from perfsuite.report.text import answer_text, check_text, format_metric, list_text, ratio_text, show_text
+from perfsuite.scenario.schema import Scenario
+from tests.made_run import FP8, NVFP4, Speed, audit, made_run, scenario, server_facts
 
 RUN = {"run_id": "20261122-101500-made-ab12", "status": "complete"}
 SPEEDS = {
@@ -41,8 +43,84 @@ def test_a_row_has_both_arms_ratio_interval_verdict_and_pairs() -> None:
     assert missing.endswith("n too small (24 < 299)")
 
 
-def test_the_answer_fits_80_columns() -> None:
-    assert max(len(line) for line in answer(made_of=SWEEP).splitlines()) <= 80
+LONG = scenario(
+    name="a-scenario-with-a-name-of-fifty-characters-or-more",
+    arms={"fp8": FP8, "nvfp4": NVFP4},
+    load=[
+        {"concurrency": [4, 8], "requests": 24, "warmup_requests": 8},
+    ],
+    slo={"ttft": "500ms"},
+    price_usd_per_gpu_hour=4.0,
+)
+DOUBTS: dict[str, dict[str, Any]] = {
+    "clean": {},
+    "noisy": {"changes": {3: {"status": "engine_died"}, 5: {"audit": audit(loop_lag_p99_s=0.03)}}},
+    "refused": {"facts": {"fp8": server_facts(), "nvfp4": server_facts(version="0.2.0-with-a-very-long-local-name")}},
+    "untold": {"records": {"n_out": None}},
+    "open": {"num_open": 3},
+}
+
+
+@pytest.mark.parametrize("fields", DOUBTS.values(), ids=DOUBTS)
+@pytest.mark.parametrize("made_of", [SWEEP, LONG], ids=["sweep", "long"])
+def test_every_line_fits_the_width(fields: dict[str, Any], made_of: Scenario) -> None:
+    summary = made_run(SPEEDS, made_of=made_of, **fields)
+    for width in (60, 70, 80, 140):
+        assert [line for line in every_text(summary, width) if len(line) > width] == []
+
+
+def every_text(summary: RunSummary, width: int) -> list[str]:
+    """The lines of each verb's text."""
+    made_of = summary.scenario
+    run = {"run_id": f"20261122-101500-{made_of.name}-ab12", "status": "complete"}
+    texts = [
+        answer_text(summary, compare(summary), bundle="results/runs/2026-11-22/20261122-101500-x-ab12", width=width),
+        answer_text(summary, compare_unpaired(summary, summary), bundle="x", width=width),
+        answer_text(summary, (), bundle="x", width=width),
+        show_text(summary, run=run, width=width),
+        check_text(summary, run=run, width=width),
+        list_text([Row(), CORRUPT, Row(run["run_id"], scenario=made_of.name)], width=width),
+    ]
+    return [line for text in texts for line in text.splitlines()]
+
+
+def test_a_narrow_answer_keeps_the_interval_and_puts_the_verdict_under_it() -> None:
+    lines = answer(width=60).splitlines()
+    at = next(k for k, line in enumerate(lines) if "TPOT p50" in line)
+    assert lines[at].split()[-3:] == ["0.689", "[0.681,", "0.698]"]
+    assert lines[at + 1].strip() == "better, n 6"
+
+
+def test_a_narrow_list_keeps_every_fact_but_the_start_which_the_id_tells() -> None:
+    text = list_text([Row(), CORRUPT], width=60)
+    assert "20261122-101500-made-ab12\n    complete  12/12  made  EMULATED" in text
+
+
+def test_a_zero_is_explained_where_the_ratio_would_be() -> None:
+    late = answer(made_of=scenario(slo={"ttft": "1ms"}, price_usd_per_gpu_hour=0))
+    row = next(line for line in late.splitlines() if "goodput" in line)
+    assert row.endswith("no request met the slo")
+    assert "USD" not in late  # nothing to tell: the price is 0
+    one = answer(made_of=scenario(slo={"tpot": "15ms"}))
+    assert next(line for line in one.splitlines() if "goodput" in line).endswith("no request of fp8 met the slo")
+
+
+def test_no_ratio_is_wider_than_its_column() -> None:
+    row = compare(made_run(SPEEDS))[0].points[0].metric("tpot_p50_s")
+    for ratio in (1e-9, 0.001, 0.689, 9.9994, 9.9996, 99.9, 123.4, 9999.4, 1e9):
+        estimate = replace(row.estimate, ratio=ratio, low=ratio, high=ratio)
+        assert len(ratio_text(replace(row, estimate=estimate))) <= 20
+
+
+def test_a_run_that_goes_on_counts_the_records_so_far() -> None:
+    text = show_text(made_run(SPEEDS, num_open=12), run=RUN | {"status": "running"}, width=80)
+    assert "planned 336 = sent 336 + unsent 0" in text
+    assert "sent 336 = ok 336 + errors 0" in text
+    assert "of 12 trials that did not finish yet, the records so far are counted" in text
+    assert "never started" not in text
+    summary = made_run(SPEEDS, num_open=1)
+    assert "of 1 trial that did not finish yet" in show_text(summary, run=RUN, width=80)
+    assert summary_json(summary, run=RUN)["unfinished"]["11"]["planned"] == 28
 
 
 def test_long_names_do_not_break_the_table() -> None:
@@ -92,8 +170,8 @@ def test_the_energy_bound_stands_under_the_energy() -> None:
 
 def test_a_comparison_that_cannot_be_made_says_why_in_the_place_of_verdicts() -> None:
     text = answer(changes={k: {"status": "engine_died"} for k in range(2, 12)})
-    assert "no verdict: 1 usable pairs of 6, at least 2 are needed" in text
-    assert "critical nvfp4 against fp8: concurrency 4: 1 usable pairs" in text
+    assert "no verdict: 1 usable pair of 6, at least 2 are needed" in text
+    assert "critical nvfp4 against fp8: concurrency 4: 1 usable pair of 6" in text
 
 
 def test_a_refused_comparison_has_no_table() -> None:
@@ -120,7 +198,10 @@ def test_unpaired_runs_are_labelled() -> None:
     summary = made_run(SPEEDS)
     text = answer_text(summary, compare_unpaired(summary, summary), bundle="x", width=80)
     assert "fp8 (second run) against fp8 (first run)" in text
-    assert "(unpaired)" in text
+    assert "6 trials and 6 (unpaired)" in text
+    assert "over pairs of trials" not in text and "of 6 pairs" not in text
+    assert "Welch's 95 % interval" in " ".join(text.split())
+    assert "over pairs of trials" in answer()
 
 
 def test_show_lists_every_trial_and_the_accounting_identity() -> None:
@@ -159,7 +240,7 @@ CORRUPT = Row("x", "corrupt", None, None, None, None, None, "manifest.json: dama
 
 
 def test_the_list_has_a_line_for_each_run_and_names_what_is_wrong() -> None:
-    lines = list_text([Row(), CORRUPT], width=80).splitlines()
+    lines = list_text([Row(), CORRUPT], width=90).splitlines()
     assert lines[1] == "20261122-101500-made-ab12  2026-11-22 09:55  complete         12/12  made  EMULATED"
     assert lines[2].split() == ["x", "–", "corrupt", "–", "–"]
     assert lines[3].strip() == "manifest.json: damaged: not JSON"

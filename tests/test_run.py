@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -55,6 +56,9 @@ def write(folder: Path, scenario: dict[str, Any]) -> Path:
     return path
 
 
+NOISE = (0, 3)  # a stall of a shared machine may make a short trial invalid, and says so: exit code 3
+
+
 class Played:
     """A run that was played once for several tests."""
 
@@ -79,11 +83,20 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Played:
 
 
 def test_a_run_compares_the_arms_at_every_load_point(played: Played) -> None:
-    assert played.done.returncode == 0, played.done.stderr
+    assert played.done.returncode in NOISE, played.done.stderr
     (comparison,) = played.answer["comparisons"]
-    assert (comparison["baseline"], comparison["candidate"], comparison["comparable"]) == ("fp8", "nvfp4", True)
+    assert (comparison["baseline"], comparison["candidate"]) == ("fp8", "nvfp4")
     assert [p["load_point"] for p in comparison["load_points"]] == ["concurrency 4", "30 req/s poisson", "offline 12"]
-    assert all(p["num_pairs"] == 2 for p in comparison["load_points"])
+    assert all(p["num_planned_pairs"] == 2 for p in comparison["load_points"])
+    for point in comparison["load_points"]:
+        assert point["comparable"] == (point["num_pairs"] == 2)
+
+
+def test_the_exit_code_says_whether_every_load_point_can_be_compared(played: Played) -> None:
+    (comparison,) = played.answer["comparisons"]
+    comparable = all(point["comparable"] for point in comparison["load_points"])
+    assert comparison["comparable"] == comparable
+    assert played.done.returncode == (0 if comparable else 3)
 
 
 def test_everything_emulated_says_so(played: Played) -> None:
@@ -133,7 +146,7 @@ def test_the_bundle_answers_again_what_the_run_answered(played: Played) -> None:
 def test_two_runs_are_compared_unpaired_and_labelled(played: Played) -> None:
     run_id = played.data.manifest["run_id"]
     done = perfsuite("compare", run_id, run_id, "--results", played.results)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode in NOISE, done.stderr
     assert "unpaired" in done.stdout
 
 
@@ -220,6 +233,8 @@ class Api(BaseHTTPRequestHandler):
         type(self).seen_keys.append(self.headers["authorization"])
         if self.key is not None and self.headers["authorization"] != f"Bearer {self.key}":
             self.answer(401, {"error": {"message": "no"}})
+        elif self.fault == "echo" and self.num_chats > 1:
+            self.answer(500, {"error": {"message": f"you sent {self.headers['authorization']}"}})
         elif self.fault.isdigit() and self.num_chats > 1:
             self.answer(int(self.fault), {"error": {"message": "broken"}})
         else:
@@ -276,7 +291,7 @@ def served(fault: str = "none", key: str | None = None) -> Iterator[tuple[str, t
 def test_an_attached_server_is_measured(tmp_path: Path) -> None:
     with served() as (url, _):
         done = perfsuite("run", write(tmp_path, attach(url)), "--results", tmp_path)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode in NOISE, done.stderr
     data = read_bundle(find_bundle(tmp_path, "last"))
     assert data.requests["outcome"].to_pylist() == ["ok"] * 6
     assert data.requests["n_out"].to_pylist() == [3] * 6
@@ -298,9 +313,19 @@ def test_a_server_that_fails_in_mid_run_is_no_valid_trial(tmp_path: Path, fault:
         assert data.requests["http_status"].to_pylist() == [int(fault)] * 6
 
 
-def test_the_api_key_reaches_the_server_and_nothing_else(tmp_path: Path) -> None:
-    import os
+def test_a_server_that_echoes_the_api_key_does_not_bring_it_into_a_file(tmp_path: Path) -> None:
+    secret = "sk-very-secret-0123456789"
+    env = {**os.environ, "PERFSUITE_TEST_KEY": secret}
+    with served("echo", key=secret) as (url, _):
+        scenario = write(tmp_path, attach(url, api_key="${PERFSUITE_TEST_KEY}"))
+        done = perfsuite("run", scenario, "--results", tmp_path, env=env)
+    assert done.returncode == 3, done.stderr
+    details = read_bundle(find_bundle(tmp_path, "last")).requests["detail"].to_pylist()
+    assert all("***" in detail and "you sent" in detail for detail in details)
+    assert not any("sk-very" in detail for detail in details)
 
+
+def test_the_api_key_reaches_the_server_and_nothing_else(tmp_path: Path) -> None:
     secret = "sk-very-secret-0123456789"
     scenario = write(tmp_path, attach("URL", api_key="${PERFSUITE_TEST_KEY}"))
     env = {**os.environ, "PERFSUITE_TEST_KEY": secret}
@@ -317,7 +342,7 @@ def test_the_api_key_reaches_the_server_and_nothing_else(tmp_path: Path) -> None
                 argv |= {" ".join(p.cmdline()) for p in family}
             time.sleep(0.02)
         output = watched.communicate()[0]
-    assert watched.returncode == 0, output
+    assert watched.returncode in NOISE, output
     assert set(handler.seen_keys) == {f"Bearer {secret}"}
     files = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 5
@@ -392,6 +417,26 @@ def test_an_unwritable_results_folder_exits_6_before_anything_starts(tmp_path: P
     done = perfsuite("run", write(tmp_path, SHORT), "--results", tmp_path / "file")
     assert done.returncode == 6
     assert "Traceback" not in done.stderr
+
+
+def test_two_workers_play_the_plan_of_one(tmp_path: Path) -> None:
+    scenario = {**SHORT, "name": "shared", "arms": {"fp8": ARM}, "comparisons": [], "blocks": 1}
+    path = write(tmp_path, scenario)
+    rows = []
+    for workers in (1, 2):
+        done = perfsuite("run", path, "--results", tmp_path / str(workers), "--workers", workers)
+        assert done.returncode in (0, 3), done.stderr  # 3: a busy machine made every trial invalid
+        assert f"EMULATED load workers: {workers} (asked for)" in done.stderr
+        data = read_bundle(find_bundle(tmp_path / str(workers), "last"))
+        columns = ["trial", "index", "prompt_hash", "outcome", "n_in", "n_out", "output_tokens_planned"]
+        rows.append(data.requests.select(columns).to_pylist())
+        assert set(data.requests["worker"].to_pylist()) == set(range(workers))
+        assert {trial.audit.num_workers for trial in data.trials if trial.audit is not None} == {workers}
+        (event,) = [event for event in data.events if event["kind"] == "load_workers"]
+        assert event["num_workers"] == workers
+        kinds = [mark["kind"] for mark in data.manifest["processes"]]
+        assert kinds.count("load_worker") == workers
+    assert rows[0] == rows[1]
 
 
 def test_help_version_and_schema_answer() -> None:

@@ -9,40 +9,54 @@ scheduling jitter, normal on a shared machine, would otherwise invalidate trials
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 
+from perfsuite.analysis.accounting import Accounting
 from perfsuite.analysis.chunks import ChunkScan
-from perfsuite.analysis.metrics import MISSING_NS, RequestColumns
+from perfsuite.analysis.metrics import SERVER_GONE, Floats, RequestColumns
 from perfsuite.analysis.steady import Window, in_flight
-from perfsuite.records import OUTCOMES, ClientAudit, TrialFacts
+from perfsuite.records import ClientAudit, TrialFacts
 from perfsuite.scenario.plan import LoadPoint
 
 # A send is late beyond max(floor, 10 % of the scale); scale: the mean gap between arrivals (open loop), the median
 # time from sending to the first token (closed loop: it is the shortest latency that contains the lag). Offline sends
-# everything at once and has no send lag to judge. A lag counts when more than 1 % of the requests, and at least 3 of
-# them, are late: single stalls of a shared machine do not judge a trial.
+# everything at once and has no send lag to judge; nor has an open loop with max_in_flight, whose lag is the wait that
+# the scenario asks for: there the event loop's lag and the CPU speak for the client. A lag counts when more than 1 % of
+# the requests, and at least 3 of them, are late: single stalls of a shared machine do not judge a trial.
 LATE_RATIO_OF_SCALE = 0.10
 LATE_DEGRADED_S = 0.005
 LATE_INVALID_S = 0.020
 LATE_SHARE = 0.01
 LATE_MIN_REQUESTS = 3
+# A closed loop hides a late client: the slots wait with it, and the kernel's receive times stay right. What shows it is
+# how long a read waits in the kernel for the client (stamp lag) and how late the event loop wakes. Degraded: the p99 of
+# the stamp lag exceeds the median TPOT, so the next token is there before the last one was read. Invalid: either p99
+# exceeds the median TTFT or ten tokens, whichever is shorter: turning a slot around takes as long as the service that
+# is measured. The floors are several times what a shared 2-core machine shows at rest (5 to 15 ms); the loop's is the
+# higher one, since a short trial wakes its loop seldom, and one stall is then its p99.
+STAMP_LAG_DEGRADED_S = 0.010
+STAMP_LAG_INVALID_S = 0.050
 LOOP_LAG_DEGRADED_S = 0.020
-CLIENT_CPU_INVALID_RATIO = 0.90  # of one core
+LOOP_LAG_INVALID_S = 0.100
+CLIENT_LAG_INVALID_TOKENS = 10
+CLIENT_CPU_INVALID_RATIO = 0.90  # of one core, by the busiest worker
 STEAL_BLAMED_RATIO = 0.02  # with so much CPU taken by the hypervisor, lateness is blamed on the host
 STEAL_DEGRADED_RATIO = 0.10
+# The same, with a worker ready to run and waiting for a core for so much of the time; waking for each of 25,000 chunks
+# a second costs about 0.1 where nothing else runs.
+RUN_QUEUE_BLAMED_RATIO = 0.15
 STEP_SLIP_INVALID_RATIO = 0.05  # emulator: lateness of its steps / modelled time
 ERRORS_INVALID_RATIO = 0.05
+UNSENT_INVALID_RATIO = 0.01  # of the measured requests
 COALESCED_FINDING_RATIO = 0.01
 COALESCED_DEGRADED_RATIO = 0.10
 IN_FLIGHT_DEGRADED_RATIO = 0.90  # mean in flight over the window / concurrency
 OVERLOADED_RATIO = 0.10  # of the arrivals in the second half of the window left over as backlog
 
-NOT_JUDGED = ("unsent", "cancelled")  # outcomes that are perfsuite's doing, not the server's
+UNSENT_CAUSES = ("client_internal", SERVER_GONE, "lost")  # beginnings of details; the others follow from an interrupt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,16 +96,22 @@ REASONS: dict[str, ReasonDoc] = {
         meaning=f"measured requests failed; beyond {ERRORS_INVALID_RATIO * 100:.0f} % the trial is invalid",
         cure="`perfsuite show` counts each kind of error; the engine's log in the bundle has its side",
     ),
+    "unsent": ReasonDoc(
+        meaning="measured requests were never sent, because the server was gone or the client failed; beyond "
+        f"{UNSENT_INVALID_RATIO * 100:.0f} % the trial is invalid",
+        cure="the detail says why; read the engine's log, and repair the server before running again",
+    ),
     "token_count_mismatch": ReasonDoc(
         meaning="answers were shorter or longer than asked for, although the end-of-sequence token was ignored",
         cure="check that the endpoint honours ignore_eos and that max_model_len holds prompt and answer",
     ),
     "client_saturated": ReasonDoc(
-        meaning="the load client was late or its core was full, so the times contain its own delay",
+        meaning="the load client was late to send, to read or to wake, or its core was full: the times hold its "
+        "own delay",
         cure="a lower load, a faster or idle load host, or the engine on other cores than the client",
     ),
     "host_stall": ReasonDoc(
-        meaning="the hypervisor took the CPU away from this host",
+        meaning="the hypervisor or other processes took the CPU away from the load client",
         cure="run again on a quiet or dedicated host",
     ),
     "emulator_saturated": ReasonDoc(
@@ -114,67 +134,6 @@ class Reason:
     detail: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Accounting:
-    """Counts of a trial's requests. planned = sent + sum(unsent); sent = ok + sum(errors).
-
-    sent           every request that was tried, failed connections included
-    unsent         by detail
-    errors         by outcome; "cancelled" is among them
-    measured_sent  measured requests tried, without those perfsuite cancelled
-    measured_errors  those of them that failed, by outcome
-    mismatch       what does not add up; None = all does
-    """
-
-    planned: int
-    sent: int
-    unsent: Mapping[str, int]
-    ok: int
-    errors: Mapping[str, int]
-    measured_sent: int
-    measured_errors: Mapping[str, int]
-    mismatch: str | None
-
-    @property
-    def measured_failed(self) -> int:
-        return sum(self.measured_errors.values())
-
-
-def account(requests: pa.Table, columns: RequestColumns, *, planned: int | None) -> Accounting:
-    """Count the records of one trial. planned: how many there should be; None = as many as there are."""
-    counts = Counter(columns.outcome.tolist())
-    details = requests["detail"].filter(pa.array(columns.outcome == "unsent")).to_pylist()
-    measured = Counter(columns.outcome[columns.is_measured].tolist())
-    kinds = [outcome for outcome in OUTCOMES if counts[outcome] and outcome not in ("ok", "unsent")]
-    is_judged = columns.is_measured & ~np.isin(columns.outcome, NOT_JUDGED)
-    return Accounting(
-        planned=len(columns) if planned is None else planned,
-        sent=len(columns) - counts["unsent"],
-        unsent=dict(Counter(detail or "no reason given" for detail in details)),
-        ok=counts["ok"],
-        errors={kind: counts[kind] for kind in kinds},
-        measured_sent=int(is_judged.sum()),
-        measured_errors={kind: measured[kind] for kind in kinds if measured[kind] and kind not in NOT_JUDGED},
-        mismatch=_mismatch(columns, counts, planned),
-    )
-
-
-def _mismatch(columns: RequestColumns, counts: Counter[str], planned: int | None) -> str | None:
-    if planned is not None and len(columns) != planned:
-        return f"{len(columns):,} records for {planned:,} planned requests"
-    if len(np.unique(columns.index)) != len(columns):
-        return "two records of one request"
-    if unknown := [outcome for outcome in counts if outcome not in OUTCOMES]:
-        return f"unknown outcome {unknown[0]!r}"
-    if ((columns.outcome == "unsent") & columns.is_sent).any():
-        return "a request counted as unsent was sent"
-    times = (columns.t_sched_ns, columns.t_send_ns, columns.t_first_ns, columns.t_last_ns, columns.t_done_ns)
-    ok_times = np.stack([t[columns.is_ok] for t in times])
-    if (ok_times == MISSING_NS).any() or (np.diff(ok_times[1:], axis=0) < 0).any():
-        return "an ok request lacks a time, or its times are not in order"
-    return None
-
-
 def judge(
     facts: TrialFacts,
     point: LoadPoint,
@@ -195,7 +154,9 @@ def judge(
         _window(window, window_note),
         _held(point, held),
         *_errors(accounting),
+        _unsent(facts, accounting),
         *_lateness(point, columns, facts.audit),
+        *_client_lag(columns, facts.audit),
         _client_cpu(facts.audit),
         _steal(facts.audit),
         _step_slip(facts.engine_stats),
@@ -258,10 +219,25 @@ def _errors(accounting: Accounting) -> list[Reason]:
     return [Reason(code="token_count_mismatch" if only_counts_differ else "errors", severity=severity, detail=detail)]
 
 
+def _unsent(facts: TrialFacts, accounting: Accounting) -> Reason | None:
+    """Requests that the server or perfsuite kept from being sent; what an interrupt kept back has its own reason."""
+    found = {
+        detail: num
+        for detail, num in accounting.measured_unsent.items()
+        if facts.status == "played" or detail.startswith(UNSENT_CAUSES)
+    }
+    num = sum(found.values())
+    if not num:
+        return None
+    severity = "invalid" if num > UNSENT_INVALID_RATIO * accounting.measured else "degraded"
+    causes = ", ".join(f"{count:,} {detail}" for detail, count in found.items())
+    detail = f"{num:,} of {accounting.measured:,} measured requests: {causes}"
+    return Reason(code="unsent", severity=severity, detail=detail)
+
+
 def _lateness(point: LoadPoint, columns: RequestColumns, audit: ClientAudit | None) -> list[Reason]:
-    """Late sends and a late event loop; blamed on the host when the hypervisor took CPU."""
-    steal = audit.steal_ratio if audit is not None else None
-    code = "host_stall" if steal is not None and steal > STEAL_BLAMED_RATIO else "client_saturated"
+    """Late sends; blamed on the host when it kept the client from running."""
+    code = "host_stall" if _host_is_to_blame(audit) else "client_saturated"
     out = []
     scale_s = _lateness_scale_s(point, columns)
     lag_s = columns.send_lag_s[columns.is_measured & columns.is_sent]
@@ -274,25 +250,66 @@ def _lateness(point: LoadPoint, columns: RequestColumns, audit: ClientAudit | No
             detail = f"{num_late:,} of {len(lag_s):,} sends over {limit_s * 1e3:.1f} ms late"
             out.append(Reason(code=code, severity=severity, detail=detail))
             break
-    loop_lag_s = audit.loop_lag_p99_s if audit is not None else None
-    if loop_lag_s is not None and loop_lag_s > LOOP_LAG_DEGRADED_S:
-        out.append(Reason(code=code, severity="degraded", detail=f"event loop p99 {loop_lag_s * 1e3:.0f} ms late"))
     return out
+
+
+def _client_lag(columns: RequestColumns, audit: ClientAudit | None) -> list[Reason]:
+    """Reads that wait for the client, and a loop that wakes late, against the service's own times."""
+    if audit is None:
+        return []
+    code = "host_stall" if _host_is_to_blame(audit) else "client_saturated"
+    ok = columns.is_measured & columns.is_ok
+    ttft_s, tpot_s = _median_s(columns.ttft_send_s[ok]), _median_s(columns.tpot_s[ok])
+    scales_s = [ttft_s] if ttft_s is not None else []
+    scales_s += [CLIENT_LAG_INVALID_TOKENS * tpot_s] if tpot_s is not None else []
+    service_s = min(scales_s, default=0.0)
+    out = []
+    for what, lag_s, degraded_s, invalid_s in (
+        ("reads waited", audit.stamp_lag_p99_s, max(STAMP_LAG_DEGRADED_S, tpot_s or 0.0), STAMP_LAG_INVALID_S),
+        ("event loop late by", audit.loop_lag_p99_s, LOOP_LAG_DEGRADED_S, LOOP_LAG_INVALID_S),
+    ):
+        invalid_s = max(invalid_s, service_s)
+        if lag_s is not None and lag_s > min(degraded_s, invalid_s):
+            severity = "invalid" if lag_s > invalid_s else "degraded"
+            detail = f"{what} {lag_s * 1e3:.0f} ms at p99 (invalid beyond {invalid_s * 1e3:.0f} ms)"
+            out.append(Reason(code=code, severity=severity, detail=detail))
+    return out
+
+
+def _median_s(values: Floats) -> float | None:
+    values = values[np.isfinite(values)]
+    return float(np.median(values)) if len(values) else None
+
+
+def _host_is_to_blame(audit: ClientAudit | None) -> bool:
+    """The hypervisor, or other processes of this host, kept a worker from running; and not the worker's own load."""
+    if audit is None:
+        return False
+    is_full = (audit.busiest_core_ratio or 0.0) > CLIENT_CPU_INVALID_RATIO
+    has_waited = not is_full and (audit.run_queue_ratio or 0.0) > RUN_QUEUE_BLAMED_RATIO
+    return has_waited or (audit.steal_ratio or 0.0) > STEAL_BLAMED_RATIO
 
 
 def _lateness_scale_s(point: LoadPoint, columns: RequestColumns) -> float | None:
     """What a send lag is compared with, in seconds; None where it is not judged."""
     if point.kind == "open":
-        assert point.rate_per_s is not None
-        return 1.0 / point.rate_per_s
+        return None if point.max_in_flight is not None else _mean_gap_s(point, columns)
     ttft_s = columns.ttft_send_s[columns.is_measured & columns.is_ok]
     return float(np.median(ttft_s)) if point.kind == "closed" and len(ttft_s) else None
 
 
+def _mean_gap_s(point: LoadPoint, columns: RequestColumns) -> float:
+    """Mean time between two arrivals; a trace's is taken from its records."""
+    if point.rate_per_s is not None:
+        return 1.0 / point.rate_per_s
+    return float(np.ptp(columns.t_sched_ns)) / 1e9 / max(1, len(columns) - 1)
+
+
 def _client_cpu(audit: ClientAudit | None) -> Reason | None:
-    if audit is None or audit.wall_s <= 0 or audit.cpu_s <= CLIENT_CPU_INVALID_RATIO * audit.wall_s:
+    ratio = audit.busiest_core_ratio if audit is not None else None
+    if ratio is None or ratio <= CLIENT_CPU_INVALID_RATIO:
         return None
-    detail = f"{audit.cpu_s / audit.wall_s * 100:.0f} % of a core used"
+    detail = f"{ratio * 100:.0f} % of a core used"
     return Reason(code="client_saturated", severity="invalid", detail=detail)
 
 
@@ -328,7 +345,8 @@ def _coalesced(ratio: float | None) -> Reason | None:
 
 def is_overloaded(point: LoadPoint, columns: RequestColumns, window: Window | None) -> bool:
     """Open loop: the engine could not keep up. Over the second half of the window the backlog grew by more than 10 %
-    of the arrivals in it, and by more than 3 standard deviations of what random arrivals would do.
+    of the arrivals in it, and by more than 3 standard deviations of what random arrivals would do. Backlog: requests
+    in flight, and with max_in_flight those that are due and wait.
 
     False when an answer without queueing (the lowest TTFT and the median time after the first token) takes longer than
     half the window: it is too short to tell.
@@ -345,4 +363,11 @@ def is_overloaded(point: LoadPoint, columns: RequestColumns, window: Window | No
         int(flight.level[np.searchsorted(flight.t_ns, t, side="right") - 1]) for t in (middle_ns, window.t1_ns)
     )
     arrivals = int((columns.t_sched_ns > middle_ns).sum())
+    if point.max_in_flight is not None:
+        at_middle, at_end = (at_middle + _num_waiting(columns, middle_ns), at_end + _num_waiting(columns, window.t1_ns))
     return at_end - at_middle > max(OVERLOADED_RATIO * arrivals, 3 * math.sqrt(2 * at_middle + 1))
+
+
+def _num_waiting(columns: RequestColumns, t_ns: int) -> int:
+    """Requests that were due at t_ns and not sent yet."""
+    return int(((columns.t_sched_ns <= t_ns) & (~columns.is_sent | (columns.t_send_ns > t_ns))).sum())

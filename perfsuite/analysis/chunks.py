@@ -1,7 +1,8 @@
 """What the chunk arrivals tell: tokens in a window, gaps, coalesced reads, tokens per chunk.
 
 A chunk counts the tokens the server told. Where it does not tell, the request's n_out is spread evenly over its chunks;
-where n_out is unknown too (a failed request), each chunk counts the trial's mean tokens per chunk, and 1 without any.
+where n_out is unknown too (a failed request), each chunk counts the trial's mean tokens per chunk. When an answered
+request has no count, or nothing gives that mean, tokens are withheld: a chunk is not a token.
 Chunks by the hundred million are scanned in slices, so that memory stays bounded.
 """
 
@@ -51,12 +52,13 @@ class Chunks:
 class ChunkScan:
     """What a trial's chunks say.
 
-    window_tokens        output tokens that arrived in the window; None without a window
-    bin_tokens           the same per 1/200 of the window, shape (200,); None without a window
+    window_tokens        output tokens that arrived in the window; None without a window or without token counts
+    bin_tokens           the same per 1/200 of the window, shape (200,); None where window_tokens is
     gaps_s               gaps of measured ok requests that touch no coalesced read
     num_coalesced_gaps   the gaps left out
     coalesced_ratio      reads with several token-bearing events / reads; None without reads
     tokens_per_chunk     of measured ok requests; None when unknown
+    untold               why tokens are not counted: the server does not tell them; None = they are
     """
 
     window_tokens: float | None
@@ -65,6 +67,7 @@ class ChunkScan:
     num_coalesced_gaps: int
     coalesced_ratio: float | None
     tokens_per_chunk: float | None
+    untold: str | None = None
 
 
 def scan_chunks(requests: pa.Table, window: Window | None) -> ChunkScan:
@@ -74,10 +77,14 @@ def scan_chunks(requests: pa.Table, window: Window | None) -> ChunkScan:
     gaps: list[NDArray[np.int32]] = []
     num_coalesced_gaps = 0
     num_reads, num_coalesced_reads = 0.0, 0.0
+    num_ok, num_untold, has_unknown = 0, 0, False
     for columns, chunks in _slices(requests):
+        num_ok += int(columns.is_ok.sum())
+        num_untold += len(np.unique(chunks.owner[columns.is_ok[chunks.owner] & np.isnan(chunks.tokens)]))
+        has_unknown = has_unknown or bool(np.isnan(chunks.tokens).any())
         if window is not None:
             in_window = (chunks.t_ns >= window.t0_ns) & (chunks.t_ns <= window.t1_ns)
-            tokens = np.nan_to_num(chunks.tokens[in_window], nan=fallback or 1.0)
+            tokens = np.nan_to_num(chunks.tokens[in_window], nan=fallback or 0.0)
             window_tokens += float(tokens.sum())
             bins += _binned(chunks.t_ns[in_window], tokens, window)
         clean, num_touching = _gaps_us(chunks, columns.is_ok & columns.is_measured)
@@ -86,14 +93,26 @@ def scan_chunks(requests: pa.Table, window: Window | None) -> ChunkScan:
         share_of_read = 1.0 / np.maximum(chunks.read_events, 1)
         num_reads += float(share_of_read.sum())
         num_coalesced_reads += float(share_of_read[chunks.read_events > 1].sum())
+    untold = _untold(num_ok, num_untold, has_unknown and fallback is None)
+    is_counted = window is not None and untold is None
     return ChunkScan(
-        window_tokens=None if window is None else window_tokens,
-        bin_tokens=None if window is None else bins,
+        window_tokens=window_tokens if is_counted else None,
+        bin_tokens=bins if is_counted else None,
         gaps_s=np.concatenate(gaps) / 1e6 if gaps else np.zeros(0),
         num_coalesced_gaps=num_coalesced_gaps,
         coalesced_ratio=num_coalesced_reads / num_reads if num_reads else None,
         tokens_per_chunk=fallback,
+        untold=untold,
     )
+
+
+def _untold(num_ok: int, num_untold: int, is_without_mean: bool) -> str | None:
+    """Why tokens cannot be counted; None when they can."""
+    if num_untold and num_untold == num_ok:
+        return "the server tells no token counts"
+    if num_untold:
+        return f"no token count of {num_untold:,} of {num_ok:,} answers"
+    return "no answer tells the tokens per chunk" if is_without_mean else None
 
 
 def _slices(requests: pa.Table) -> Iterator[tuple[RequestColumns, Chunks]]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from perfsuite.analysis.differences import Difference, differences
+from perfsuite.analysis.differences import CONFOUND, KINDS, Difference, differences
 from perfsuite.analysis.metrics import METRICS, Metric
 from perfsuite.analysis.stats import (
     MIN_PAIRS,
@@ -38,6 +38,8 @@ SECONDARY = (
     "usd_per_mtok",
     "j_per_output_token",
 )
+
+MATCHED_REFUSAL = "mode matched, but the arms differ in more than the checkpoint"
 
 Estimator = Callable[[Sequence[float | None], Sequence[float | None]], PairedRatio]
 
@@ -89,7 +91,11 @@ class PointComparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparisonResult:
-    """One comparison over all load points. comparable: every load point is; `reason` names those that are not."""
+    """One comparison over all load points. comparable: every load point is; `reason` names those that are not.
+
+    points: none when the comparison is refused: emulated against measured, a confound in mode matched, or runs of
+    different definitions.
+    """
 
     baseline: str
     candidate: str
@@ -101,6 +107,11 @@ class ComparisonResult:
 
 
 Side = Sequence[TrialSummary]
+
+
+def counted(num: int, noun: str) -> str:
+    """A number with its noun: "1 pair", "2 pairs"."""
+    return f"{num:,} {noun}" if num == 1 else f"{num:,} {noun}s"
 
 
 def compare(summary: RunSummary) -> tuple[ComparisonResult, ...]:
@@ -115,13 +126,26 @@ def _compare_arms(summary: RunSummary, index: int) -> ComparisonResult:
         for arm in (spec.baseline, spec.candidate)
     ]
     points = tuple(_compare_point(summary, point, *sides) for point in range(len(summary.load_points)))
-    rows = differences(
-        summary.scenario.arms[spec.baseline],
-        summary.scenario.arms[spec.candidate],
-        summary.facts_of(spec.baseline),
-        summary.facts_of(spec.candidate),
-    )
-    return _result(spec.baseline, spec.candidate, sides, points, rows)
+    rows = differences_of_arms(summary, spec.baseline, spec.candidate)
+    refusal = _confounded(rows) if summary.scenario.mode == "matched" else None
+    return _result(spec.baseline, spec.candidate, sides, points, rows, refusal)
+
+
+def differences_of_arms(summary: RunSummary, baseline: str, candidate: str) -> tuple[Difference, ...]:
+    """Every difference between two arms of a run: of the scenario, and of the servers in any pair of their starts."""
+    arms = summary.scenario.arms
+    facts = [summary.all_facts_of(name) for name in (baseline, candidate)]
+    starts = list(zip(*facts, strict=False)) or [(None, None)]
+    rows: dict[str, Difference] = {}
+    for before, after in starts:
+        for row in differences(arms[baseline], arms[candidate], before, after):
+            rows.setdefault(row.key, row)
+    return tuple(sorted(rows.values(), key=lambda row: KINDS.index(row.kind)))
+
+
+def _confounded(rows: Iterable[Difference]) -> str | None:
+    found = [f"{row.text} ({row.source})" for row in rows if row.kind == CONFOUND]
+    return f"{MATCHED_REFUSAL}: {'; '.join(found)}" if found else None
 
 
 def _result(
@@ -130,8 +154,9 @@ def _result(
     sides: Sequence[Side],
     points: tuple[PointComparison, ...],
     rows: tuple[Difference, ...],
+    refusal: str | None,
 ) -> ComparisonResult:
-    reason = _mixed(baseline, candidate, sides)
+    reason = _mixed(baseline, candidate, sides) or refusal
     if reason is None:
         failed = [f"{point.load_label}: {point.reason}" for point in points if not point.comparable]
         reason = "; ".join(failed) or None
@@ -164,7 +189,7 @@ def _compare_point(summary: RunSummary, point: int, baseline: Side, candidate: S
     planned = summary.scenario.blocks
     reason = None
     if len(pairs) < MIN_PAIRS:
-        reason = f"{len(pairs)} usable pairs of {planned}, at least {MIN_PAIRS} are needed"
+        reason = f"{counted(len(pairs), 'usable pair')} of {planned}, at least {MIN_PAIRS} are needed"
     return PointComparison(
         load_point=point,
         load_label=summary.load_points[point].label,
@@ -180,7 +205,7 @@ def _compare_point(summary: RunSummary, point: int, baseline: Side, candidate: S
 
 
 def _usable_by_pair(side: Side, point: int) -> dict[int, TrialSummary]:
-    """The last usable trial of each pair at a load point: a repeated trial replaces the one before."""
+    """The usable trial of each pair at a load point. An invalid one is not played again: its pair is lost."""
     return {trial.pair: trial for trial in side if trial.load_point == point and trial.is_usable}
 
 
@@ -268,18 +293,7 @@ def _compare_runs(baseline: RunSummary, candidate: RunSummary, arm: str, refusal
     rows = differences(
         baseline.scenario.arms[arm], candidate.scenario.arms[arm], baseline.facts_of(arm), candidate.facts_of(arm)
     )
-    result = _result(f"{arm} (first run)", f"{arm} (second run)", sides, () if refusal else points, rows)
-    if refusal is None:
-        return result
-    return ComparisonResult(
-        baseline=result.baseline,
-        candidate=result.candidate,
-        emulated=result.emulated,
-        comparable=False,
-        reason=refusal,
-        points=(),
-        differences=rows,
-    )
+    return _result(f"{arm} (first run)", f"{arm} (second run)", sides, points, rows, refusal)
 
 
 def _compare_point_unpaired(summary: RunSummary, point: int, baseline: Side, candidate: Side) -> PointComparison:
@@ -287,7 +301,7 @@ def _compare_point_unpaired(summary: RunSummary, point: int, baseline: Side, can
         [trial for trial in side if trial.load_point == point and trial.is_usable] for side in (baseline, candidate)
     ]
     num = min(len(side) for side in sides)
-    reason = f"{num} usable trials on one side, at least {MIN_PAIRS} are needed" if num < MIN_PAIRS else None
+    reason = f"{counted(num, 'usable trial')} on one side, at least {MIN_PAIRS} are needed" if num < MIN_PAIRS else None
     return PointComparison(
         load_point=point,
         load_label=summary.load_points[point].label,

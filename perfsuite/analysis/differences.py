@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from perfsuite.errors import ScenarioError
@@ -20,7 +20,7 @@ from perfsuite.records import ServerFacts
 from perfsuite.scenario.schema import Arm, Scenario
 from perfsuite.units import format_bytes
 
-ENTAILED, CONFOUND, CONSEQUENCE = "entailed", "confound", "consequence"
+ENTAILED, CONFOUND, CONSEQUENCE = KINDS = ("entailed", "confound", "consequence")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +33,11 @@ class Difference:
     kind: str
     why: str
     source: str
+
+    @property
+    def text(self) -> str:
+        """What differs: "max_num_seqs: 8 against 16"."""
+        return f"{self.key}: {self.baseline} against {self.candidate}"
 
 
 # What a key's difference is, and why it matters. A key not listed takes the entry of its longest listed beginning up
@@ -47,6 +52,7 @@ _CLASSES: dict[str, tuple[str, str]] = {
     "efficiency": (ENTAILED, "the hardware model's factors for the checkpoint's kernels"),
     "flags.--quantization": (ENTAILED, "names the checkpoint's format"),
     "flags.-q": (ENTAILED, "names the checkpoint's format"),
+    "dialect": (CONFOUND, "how the server is asked and read"),
     "engine": (CONFOUND, "another engine is another program"),
     "version": (CONFOUND, "another version is another program"),
     "command": (CONFOUND, "may start another program or version"),
@@ -55,7 +61,6 @@ _CLASSES: dict[str, tuple[str, str]] = {
     "gpu_name": (CONFOUND, "other hardware"),
     "parallelism": (CONFOUND, "decides what each GPU holds and what they exchange"),
     "kv_cache_dtype": (CONFOUND, "halves or doubles the KV bytes; auto resolves differently for each checkpoint"),
-    "cache_dtype": (CONFOUND, "halves or doubles the KV bytes; auto resolves differently for each checkpoint"),
     "dtype": (CONFOUND, "type of everything that is not quantized"),
     "max_num_seqs": (CONFOUND, "limits the batch"),
     "max_num_batched_tokens": (CONFOUND, "limits the tokens of a step, so prefill and TTFT"),
@@ -71,6 +76,7 @@ _CLASSES: dict[str, tuple[str, str]] = {
     "gpu_memory_used_bytes": (CONSEQUENCE, "weights, KV blocks and work space in use"),
     "memory_used_bytes": (CONSEQUENCE, "weights, KV blocks and work space in use"),
     "num_gpu_blocks": (CONSEQUENCE, "what the weights leave of the memory"),
+    "block_size": (CONSEQUENCE, "the engine's choice for its attention kernel"),
     "num_preemptions": (CONSEQUENCE, "the batch did not fit the KV capacity"),
     "": (CONFOUND, "a setting nobody has classified"),
 }
@@ -80,6 +86,7 @@ _WITHOUT_EFFECT = frozenset(
     {"served_name", "served_model", "model", "url", "api_key", "truth_log", "emulated", "sources", "source", "name"}
     | {"host", "port", "seed", "pid", "log_path", "tokenizer", "model_path", "id", "created", "root"}
     | {"args", "vocab_size_source", "owned_by", "note", "not_stated", "weights_bytes_per_gpu", "kv_pool_bytes_per_gpu"}
+    | {"max_seq_len", "cache_dtype"}  # restate max_model_len and kv_cache_dtype
 )
 _SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 
@@ -97,8 +104,7 @@ def differences(
         for row in _rows(server_settings(baseline_facts), server_settings(candidate_facts), "server"):
             found.setdefault(row.key, row)
     rows = [_as_chosen(row) for row in found.values()] if is_same_checkpoint else list(found.values())
-    order = (ENTAILED, CONFOUND, CONSEQUENCE)
-    return tuple(sorted(rows, key=lambda row: order.index(row.kind)))
+    return tuple(sorted(rows, key=lambda row: KINDS.index(row.kind)))
 
 
 def confounds(
@@ -122,7 +128,7 @@ def refuse_confounds(scenario: Scenario) -> None:
             raise ScenarioError(
                 f"mode matched, but {spec.baseline} and {spec.candidate} differ in more than the checkpoint",
                 where=f"arms.{spec.candidate}",
-                found="; ".join(f"{row.key}: {row.baseline} against {row.candidate} ({row.why})" for row in rows),
+                found="; ".join(f"{row.text} ({row.why})" for row in rows),
                 cure="make them equal, or set mode: best-config, which labels them in the report",
             )
 
@@ -213,14 +219,12 @@ def classify(key: str) -> tuple[str, str]:
 
 
 def _as_chosen(row: Difference) -> Difference:
-    """With one checkpoint and precision on both sides, what would be entailed is a free choice."""
+    """With one checkpoint and precision on both sides, what would be entailed is a free choice.
+
+    But for the bytes of the weights: servers measure them at each start, a little differently.
+    """
     if row.kind != ENTAILED:
         return row
-    return Difference(
-        key=row.key,
-        baseline=row.baseline,
-        candidate=row.candidate,
-        kind=CONFOUND,
-        why="a free choice: both arms have the same checkpoint and precision",
-        source=row.source,
-    )
+    if row.key == "weights_bytes":
+        return replace(row, kind=CONSEQUENCE, why="as measured at the start; the checkpoint is the same")
+    return replace(row, kind=CONFOUND, why="a free choice: both arms have the same checkpoint and precision")

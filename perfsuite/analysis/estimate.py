@@ -1,7 +1,7 @@
 """What a plan will take, before anything is started: requests, tokens, time, GPU-hours, percentiles. Pure.
 
 Times of arms whose checkpoint and GPU the library knows come from the roofline and are estimates; open-loop schedules
-are exact; everything else is None.
+are exact, but with max_in_flight they are the shortest time; everything else is None.
 """
 
 from __future__ import annotations
@@ -9,15 +9,18 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 from scipy.special import stdtrit
 
 from perfsuite.analysis.metrics import min_samples
 from perfsuite.analysis.roofline import Efficiency, Layout
 from perfsuite.analysis.step_time import Batch, PrefillChunk, step_cost, step_model
-from perfsuite.errors import UsageError
+from perfsuite.errors import ScenarioError, UsageError
 from perfsuite.library import Checkpoint, Gpu, find_checkpoint, find_gpu
+from perfsuite.scenario.check import has_kv_dtype
 from perfsuite.scenario.plan import LoadPoint, Plan, RequestSpecs, request_specs
 from perfsuite.scenario.schema import Arm
+from perfsuite.scenario.workload import TRACE_BLOCK_TOKENS, TraceRows
 
 PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
 ASSUMED_PAIR_SD_RATIO = 0.02
@@ -29,8 +32,11 @@ class PointEstimate:
     """One load point of each trial: counts are of one trial; trial_s: arm → seconds of warm-up and measured requests.
 
     percentiles   those that `num_measured` requests allow, in (0, 100) (p99 needs 299)
+    schedule_s    open loop: from the start to the last due request, warm-up included; else None
+    repeated_tokens  trace: prompt tokens, warm-up included, in blocks that an earlier prompt of the trial had too
     """
 
+    point: LoadPoint
     label: str
     kind: str
     num_warmup: int
@@ -40,14 +46,16 @@ class PointEstimate:
     percentiles: tuple[float, ...]
     warmup_s: dict[str, float | None]
     measured_s: dict[str, float | None]
+    schedule_s: float | None
+    repeated_tokens: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanEstimate:
     """A plan with what it takes. Seconds over the whole plan; None where an arm's speed is not known.
 
-    start_s is assumed (see _START_S); smallest_effect: pairs → ratio that 80 % of runs would detect at
-    ASSUMED_PAIR_SD_RATIO.
+    start_s is assumed (see _START_S); known_s: warm-up and measuring of the trials whose time is known, so open-loop
+    schedules in any case; smallest_effect: pairs → ratio that 80 % of runs would detect at ASSUMED_PAIR_SD_RATIO.
     """
 
     plan: Plan
@@ -57,6 +65,7 @@ class PlanEstimate:
     measured_s: float | None
     gpu_hours: float | None
     smallest_effect: dict[int, float]
+    known_s: float
 
     @property
     def total_s(self) -> float | None:
@@ -88,8 +97,23 @@ def estimate_plan(plan: Plan) -> PlanEstimate:
         warmup_s=_sum(warmup),
         measured_s=_sum(measured),
         gpu_hours=None if gpu_total is None else gpu_total / 3600,
+        known_s=sum(value for value in (*warmup, *measured) if value is not None),
         smallest_effect={n: smallest_effect_ratio(n) for n in sorted({2, 4, 6, 8, plan.scenario.blocks}) if n > 1},
     )
+
+
+def refuse_too_long(estimate: PlanEstimate) -> None:
+    """Raises ScenarioError when the plan, or what is known of it, takes longer than the scenario's limits.max_hours."""
+    limit_h = estimate.plan.scenario.limits.max_hours
+    seconds = estimate.known_s if estimate.total_s is None else estimate.total_s
+    if seconds > limit_h * 3600:
+        about = "at least" if estimate.total_s is None else "about"
+        raise ScenarioError(
+            "the plan takes longer than limits.max_hours",
+            where="limits.max_hours",
+            found=f"{about} {seconds / 3600:,.3g} hours, the limit is {limit_h:g}",
+            cure="raise the limit, or ask for fewer requests, load points or blocks, or for shorter schedules",
+        )
 
 
 def smallest_effect_ratio(num_pairs: int, pair_sd_ratio: float = ASSUMED_PAIR_SD_RATIO) -> float:
@@ -106,11 +130,13 @@ def _sum(values: list[float | None]) -> float | None:
 def _point_estimate(plan: Plan, index: int) -> PointEstimate:
     point = plan.load_points[index]
     trial = next(trial for trial in plan.trials if trial.load_point == index)
-    specs = request_specs(plan.scenario, point, trial, plan.num_file_rows)
+    specs = request_specs(plan.scenario, point, trial, plan.num_file_rows, plan.trace)
     measured = specs.measured
     num_measured = int(measured.sum())
     times = {name: _trial_s(arm, point, specs) for name, arm in plan.scenario.arms.items()}
+    warmup_ratio = _warmup_ratio(point, specs)
     return PointEstimate(
+        point=point,
         label=point.label,
         kind=point.kind,
         num_warmup=len(specs) - num_measured,
@@ -118,18 +144,37 @@ def _point_estimate(plan: Plan, index: int) -> PointEstimate:
         input_tokens=int(specs.input_tokens[measured].sum()),
         output_tokens=int(specs.output_tokens[measured].sum()),
         percentiles=tuple(p for p in PERCENTILES if num_measured >= min_samples(p)),
-        warmup_s={name: None if t is None else t * (1 - num_measured / len(specs)) for name, t in times.items()},
-        measured_s={name: None if t is None else t * num_measured / len(specs) for name, t in times.items()},
+        warmup_s={name: None if t is None else t * warmup_ratio for name, t in times.items()},
+        measured_s={name: None if t is None else t * (1 - warmup_ratio) for name, t in times.items()},
+        schedule_s=float(specs.t_offset_ns[-1]) / 1e9 if point.kind == "open" else None,
+        repeated_tokens=None if plan.trace is None else _repeated_tokens(plan.trace, len(specs)),
     )
+
+
+def _warmup_ratio(point: LoadPoint, specs: RequestSpecs) -> float:
+    """Share of a trial's time that the warm-up takes: of the schedule in open loop, else of the requests."""
+    last_ns = int(specs.t_offset_ns[-1])
+    if point.kind != "open" or last_ns == 0:
+        return point.num_warmup / len(specs)
+    return int(specs.t_offset_ns[point.num_warmup]) / last_ns if point.num_warmup else 0.0
+
+
+def _repeated_tokens(trace: TraceRows, num_rows: int) -> int:
+    ids = trace.block_id[: trace.block_start[num_rows]]
+    return (len(ids) - len(np.unique(ids))) * TRACE_BLOCK_TOKENS
 
 
 def _trial_s(arm: Arm, point: LoadPoint, specs: RequestSpecs) -> float | None:
     """Seconds of one trial. Open loop: the schedule; else requests / slots × (prefill + output tokens × step)."""
     if point.kind == "open":
         return float(specs.t_offset_ns[-1]) / 1e9
+    if arm.gpus < 1:
+        return None
     try:
         checkpoint, gpu = find_checkpoint(arm.checkpoint or ""), find_gpu(arm.gpu)
     except UsageError:
+        return None
+    if not has_kv_dtype(checkpoint, arm.kv_cache_dtype):
         return None
     slots = min(point.concurrency or len(specs), arm.max_num_seqs or 256)
     request_s = _request_s(arm, checkpoint, gpu, slots, specs)
@@ -145,4 +190,6 @@ def _request_s(arm: Arm, checkpoint: Checkpoint, gpu: Gpu, slots: int, specs: Re
     prefill = Batch(prefill=[PrefillChunk(num_tokens=max(1, int(prompt)))])
     model = step_model(checkpoint, gpu, layout, kv_dtype)
     decode_s, prefill_s = (step_cost(model, batch, Efficiency()).total_s for batch in (decode, prefill))
+    if arm.engine == "emulated" and arm.emulator.step_time is not None:
+        decode_s = prefill_s = arm.emulator.step_time
     return output * decode_s + prefill_s

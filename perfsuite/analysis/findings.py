@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from perfsuite.analysis.checks import COALESCED_FINDING_RATIO, REASONS
-from perfsuite.analysis.compare import ComparisonResult
+from perfsuite.analysis.compare import MATCHED_REFUSAL, ComparisonResult, counted
 from perfsuite.analysis.energy import ENERGY_REASONS, WIDE_BOUND_PERIODS
 from perfsuite.analysis.metrics import min_samples
 from perfsuite.analysis.stats import SCOUT_PAIRS
@@ -58,14 +58,22 @@ def _not_comparable(_summary: RunSummary, comparisons: Sequence[ComparisonResult
                 code="not_comparable",
                 severity="critical",
                 text=f"{comparison.candidate} against {comparison.baseline}: {comparison.reason}",
-                cure="`perfsuite check` says why trials are invalid; repair that and run again",
+                cure=_cure_of_refusal(comparison),
             )
+
+
+def _cure_of_refusal(comparison: ComparisonResult) -> str:
+    if (comparison.reason or "").startswith(MATCHED_REFUSAL):
+        return "make them equal, or set mode: best-config, which labels them; then run again"
+    if not comparison.points:
+        return "compare what was measured alike"
+    return "`perfsuite check` says why trials are invalid; repair that and run again"
 
 
 def _confounds(_summary: RunSummary, comparisons: Sequence[ComparisonResult]) -> Iterator[Finding]:
     for comparison in comparisons:
         keys = [row.key for row in comparison.differences if row.kind == "confound"]
-        if keys:
+        if keys and comparison.points:
             yield Finding(
                 code="confounded",
                 severity="warning",
@@ -83,9 +91,30 @@ def _validity(summary: RunSummary, _comparisons: Sequence[ComparisonResult]) -> 
             yield Finding(
                 code=f"{validity}_trials",
                 severity=severity,
-                text=f"{len(trials)} of {len(summary.trials)} trials are {validity}: {counts}",
+                text=f"{_of(len(trials), len(summary.trials), 'trial')} {_is(len(trials))} {validity}: {counts}",
                 cure=REASONS[codes.most_common(1)[0][0]].cure,
             )
+
+
+def _token_counts(summary: RunSummary, _comparisons: Sequence[ComparisonResult]) -> Iterator[Finding]:
+    untold = [trial.untold_tokens for trial in summary.trials if trial.is_usable and trial.untold_tokens is not None]
+    if untold:
+        yield Finding(
+            code="no_token_counts",
+            severity="warning",
+            text=f"tokens are not counted in {_of(len(untold), len(summary.trials), 'trial')}: {untold[0]}; "
+            "tokens per second, TPOT, and what rests on them are withheld",
+            cure="let the server send usage (stream_options.include_usage) or token ids; a proxy may cut it out",
+        )
+
+
+def _of(num: int, total: int, noun: str) -> str:
+    """A part of a whole: "1 of 24 trials", "1 of 1 trial"."""
+    return f"{num:,} of {counted(total, noun)}"
+
+
+def _is(num: int) -> str:
+    return "is" if num == 1 else "are"
 
 
 def _missing_trials(summary: RunSummary, _comparisons: Sequence[ComparisonResult]) -> Iterator[Finding]:
@@ -95,7 +124,8 @@ def _missing_trials(summary: RunSummary, _comparisons: Sequence[ComparisonResult
         yield Finding(
             code="missing_trials",
             severity="warning",
-            text=f"{missing} of {missing + len(summary.trials)} planned trials were not played",
+            text=f"{_of(missing, missing + len(summary.trials), 'planned trial')} {'was' if missing == 1 else 'were'} "
+            "not played",
             cure="run the scenario again; this bundle is partial",
         )
 
@@ -106,7 +136,7 @@ def _scout(summary: RunSummary, comparisons: Sequence[ComparisonResult]) -> Iter
         yield Finding(
             code="scout",
             severity="warning",
-            text=f"a scout: {min(pairs)} pairs; verdicts are meant for {SCOUT_PAIRS} or more",
+            text=f"a scout: {counted(min(pairs), 'pair')}; verdicts are meant for {SCOUT_PAIRS} or more",
             cure=f"set blocks: {max(SCOUT_PAIRS, summary.scenario.blocks + 2)} in the scenario",
         )
 
@@ -135,7 +165,7 @@ def _inconclusive(_summary: RunSummary, comparisons: Sequence[ComparisonResult])
             yield Finding(
                 code="inconclusive",
                 severity="warning",
-                text=f"{len(rows)} primary verdicts are inconclusive; the furthest is {what}",
+                text=f"{counted(len(rows), 'primary verdict')} {_is(len(rows))} inconclusive; the furthest is {what}",
                 cure=f"{wanted}, if the spread stays as it is" + (f": blocks: {pairs}" if pairs else ""),
             )
 
@@ -147,7 +177,7 @@ def _percentiles(summary: RunSummary, _comparisons: Sequence[ComparisonResult]) 
         yield Finding(
             code="no_p99",
             severity="warning" if wants else "info",
-            text=f"no p99: {min(counts):,} answered requests in a trial, {min_samples(99)} are needed",
+            text=f"no p99: {counted(min(counts), 'answered request')} in a trial, {min_samples(99)} are needed",
             cure=f"plan at least {min_samples(99)} measured requests in each trial",
         )
 
@@ -159,7 +189,8 @@ def _energy(summary: RunSummary, _comparisons: Sequence[ComparisonResult]) -> It
         yield Finding(
             code="no_energy",
             severity="info" if reason == "no_telemetry" else "warning",
-            text=f"{num} of {len(usable)} trials have no energy: {ENERGY_REASONS[str(reason)]}",
+            text=f"{_of(num, len(usable), 'trial')} {'has' if num == 1 else 'have'} no energy: "
+            f"{ENERGY_REASONS[str(reason)]}",
             cure="longer trials" if reason == "window_too_short" else "check `telemetry` of the scenario and the GPUs",
         )
     wide = [trial for trial in usable if (trial.energy.num_periods or WIDE_BOUND_PERIODS) < WIDE_BOUND_PERIODS]
@@ -229,7 +260,7 @@ def _trend(summary: RunSummary, _comparisons: Sequence[ComparisonResult]) -> Ite
         yield Finding(
             code="trend",
             severity="warning",
-            text=f"throughput still changes inside the window in {len(trending)} of {len(judged)} trials (MSER-5)",
+            text=f"throughput still changes inside the window in {_of(len(trending), len(judged), 'trial')} (MSER-5)",
             cure="more warm-up, or longer trials",
         )
 
@@ -290,6 +321,7 @@ _CHECKS: tuple[Check, ...] = (
     _not_comparable,
     _emulated,
     _validity,
+    _token_counts,
     _missing_trials,
     _confounds,
     _unpaired,

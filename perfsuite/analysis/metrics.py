@@ -21,6 +21,7 @@ LATENCY_MARGIN_RATIO = 0.05  # latencies, their tails, and interactivity: within
 PERCENTILE_CONFIDENCE = 0.95
 
 MISSING_NS = np.iinfo(np.int64).min  # marks an event that did not happen, inside columns only
+SERVER_GONE = "server_gone"  # detail of requests that were not sent because the server takes no connections
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -94,7 +95,8 @@ _TABLE: tuple[Metric, ...] = (
         "output tok/s",
         "tok/s",
         "output tokens received in the steady window / window",
-        "Warm-up, partial and failed requests contribute the tokens that arrived in the window.",
+        "Warm-up, partial and failed requests contribute the tokens that arrived in the window. Withheld when the "
+        "server tells no token counts: chunks are not tokens.",
     ),
     _rate(
         "output_tps_run",
@@ -121,7 +123,8 @@ _TABLE: tuple[Metric, ...] = (
         "slo_attainment_ratio",
         "SLO attainment",
         "ratio",
-        "measured requests that meet every limit / measured requests sent, without those perfsuite cancelled",
+        "measured requests that meet every limit / (measured requests sent, without those perfsuite cancelled, and "
+        "those unsent because the server was gone)",
         "Errors and time-outs are in the denominator.",
         "higher",
     ),
@@ -254,6 +257,7 @@ class RequestColumns:
     t_*       int64 nanoseconds, MISSING_NS where it did not happen
     n_in/out  float64 tokens, NaN where unknown
     first_chunk_tokens  float64, tokens of the first chunk, 1 where unknown
+    is_server_gone  unsent because the server stopped taking connections
     """
 
     index: Ints
@@ -269,6 +273,7 @@ class RequestColumns:
     n_in: Floats
     n_out: Floats
     first_chunk_tokens: Floats
+    is_server_gone: Flags
 
     def __len__(self) -> int:
         return len(self.index)
@@ -340,6 +345,7 @@ def request_columns(requests: pa.Table) -> RequestColumns:
         n_in=_floats(requests, "n_in"),
         n_out=_floats(requests, "n_out"),
         first_chunk_tokens=_first_chunk_tokens(requests),
+        is_server_gone=(outcome == "unsent") & _detail_begins(requests, SERVER_GONE),
         **times,
     )
 
@@ -352,6 +358,12 @@ def _ints(requests: pa.Table, name: str) -> Ints:
 def _floats(requests: pa.Table, name: str) -> Floats:
     values: Floats = requests[name].cast(pa.float64()).to_numpy()
     return values
+
+
+def _detail_begins(requests: pa.Table, words: str) -> Flags:
+    found = pc.fill_null(pc.starts_with(requests["detail"], words), False)
+    flags: Flags = found.to_numpy().astype(bool)
+    return flags
 
 
 def _first_chunk_tokens(requests: pa.Table) -> Floats:

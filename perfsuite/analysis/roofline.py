@@ -130,14 +130,6 @@ def kv_capacity_tokens(shape: ModelShape, kv_dtype: str, layout: Layout, pool_by
     return max(0, int(free / kv_bytes_per_token(shape, kv_dtype)) * layout.attention_data)
 
 
-def kv_read_bytes(shape: ModelShape, kv_dtype: str, context: float) -> float:
-    """Cache bytes that one query reads at `context` tokens, all layers: Σ layers × bytes × min(context / c, limit)."""
-    return sum(
-        stream.num_layers * stream.bytes_per_entry[kv_dtype] * entries_read(stream, context)
-        for stream in shape.kv_streams
-    )
-
-
 def score_flops(shape: ModelShape, context: float, *, decode: bool) -> float:
     """Attention-score FLOPs of one token at `context` tokens, all layers and heads.
 

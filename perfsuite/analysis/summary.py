@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from perfsuite.analysis.checks import Accounting, Reason, account, is_overloaded, judge, step_slip_ratio, validity
+from perfsuite.analysis.accounting import Accounting, account
+from perfsuite.analysis.checks import Reason, is_overloaded, judge, step_slip_ratio, validity
 from perfsuite.analysis.chunks import scan_chunks
 from perfsuite.analysis.energy import Energy, Telemetry, energy_over, memory_used_by_gpu, read_telemetry
 from perfsuite.analysis.metrics import Flags, Floats, RequestColumns, request_columns
@@ -34,6 +35,7 @@ class TrialSummary:
     mean_in_flight    over the window
     mser5_cut_ratio   see steady.mser5_cut_ratio
     mean_output_tokens, mean_input_tokens  n_out and n_in of measured ok requests
+    untold_tokens     why tokens are not counted, see ChunkScan; None = they are
     input_tokens_ratio  sum of n_in / sum of planned input tokens; None for prompts of a file
     prompts_digest    SHA-256 over the prompt hashes in order of index; "" without any
     memory_by_gpu     highest memory in use in the window, bytes
@@ -59,6 +61,7 @@ class TrialSummary:
     memory_by_gpu: Mapping[int, float]
     coalesced_ratio: float | None
     tokens_per_chunk: float | None
+    untold_tokens: str | None
     mean_output_tokens: float | None
     mean_input_tokens: float | None
     input_tokens_ratio: float | None
@@ -76,12 +79,17 @@ class TrialSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSummary:
-    """A run: its trials in playing order. servers: facts by block."""
+    """A run: its trials in playing order.
+
+    servers     facts by block
+    unfinished  trials that have records and no facts yet (the run goes on, or was killed): the records so far
+    """
 
     scenario: Scenario
     load_points: tuple[LoadPoint, ...]
     trials: tuple[TrialSummary, ...]
     servers: Mapping[int, ServerFacts]
+    unfinished: Mapping[int, Accounting]
 
     @property
     def is_emulated(self) -> bool:
@@ -92,8 +100,12 @@ class RunSummary:
 
     def facts_of(self, arm: str) -> ServerFacts | None:
         """Facts of the first block of an arm; None when it never started."""
+        return next(iter(self.all_facts_of(arm)), None)
+
+    def all_facts_of(self, arm: str) -> tuple[ServerFacts, ...]:
+        """Facts of each start of an arm, in order of the blocks; a start that was not described is left out."""
         blocks = sorted({trial.block for trial in self.trials if trial.arm == arm})
-        return next((self.servers[block] for block in blocks if block in self.servers), None)
+        return tuple(self.servers[block] for block in blocks if block in self.servers)
 
 
 def summarise(
@@ -107,6 +119,7 @@ def summarise(
     """Summarise a run. requests: records.REQUEST_SCHEMA; telemetry: records.TELEMETRY_SCHEMA; servers: by block."""
     samples = read_telemetry(telemetry)
     rows = _rows_by_trial(requests)
+    finished = {facts.trial for facts in trials}
     return RunSummary(
         scenario=scenario,
         load_points=tuple(load_points),
@@ -122,6 +135,11 @@ def summarise(
             for facts in sorted(trials, key=lambda facts: facts.trial)
         ),
         servers=dict(servers),
+        unfinished={
+            number: account(part, request_columns(part), planned=None)
+            for number, part in rows.items()
+            if number not in finished
+        },
     )
 
 
@@ -189,13 +207,14 @@ def _summarise_trial(
         memory_by_gpu=memory_used_by_gpu(samples, window) if window is not None else {},
         coalesced_ratio=scan.coalesced_ratio,
         tokens_per_chunk=scan.tokens_per_chunk,
+        untold_tokens=scan.untold,
         mean_output_tokens=_mean(columns.n_out[is_counted]),
         mean_input_tokens=_mean(columns.n_in[is_counted]),
         input_tokens_ratio=_input_tokens_ratio(requests, columns, is_counted),
         prompts_digest=_prompts_digest(requests, columns),
         step_slip_ratio=step_slip_ratio(facts.engine_stats),
         steal_ratio=audit.steal_ratio if audit is not None else None,
-        client_cpu_ratio=audit.cpu_s / audit.wall_s if audit is not None and audit.wall_s > 0 else None,
+        client_cpu_ratio=audit.busiest_core_ratio if audit is not None else None,
         is_overloaded=is_overloaded(point, columns, window),
     )
 

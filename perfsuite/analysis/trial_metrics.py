@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from perfsuite.analysis.checks import NOT_JUDGED
+from perfsuite.analysis.accounting import NOT_JUDGED
 from perfsuite.analysis.chunks import ChunkScan
 from perfsuite.analysis.energy import Energy, Telemetry, mean_power_w, memory_used_bytes
 from perfsuite.analysis.metrics import METRICS, Flags, Floats, RequestColumns, percentile_or_note
@@ -16,6 +16,8 @@ from perfsuite.records import ServerFacts
 from perfsuite.scenario.schema import Arm, Slo
 
 MAX_TOKENS_PER_CHUNK_FOR_ITL = 1.05
+NO_COUNTS = "the server tells no token counts"
+_OF_TOKENS = ("tpot_p{}_s", "interactivity_p{}_per_s")  # series that need n_out
 
 Found = tuple[str, float | None, str | None]  # name, value, why it is None; None as the reason = no steady window
 
@@ -56,33 +58,41 @@ def trial_metrics(data: TrialData) -> tuple[dict[str, float | None], dict[str, s
 def _throughput(data: TrialData) -> Iterator[Found]:
     gpus = max(1, data.arm.gpus)
     output_tps = total_tps = None
+    untold = total_untold = data.scan.untold
     if data.window is not None and data.scan.window_tokens is not None:
         first_ns = data.columns.t_first_ns
         came = (first_ns >= data.window.t0_ns) & (first_ns <= data.window.t1_ns)
         output_tps = data.scan.window_tokens / data.window.duration_s
-        total_tps = output_tps + float(np.nansum(data.columns.n_in[came])) / data.window.duration_s
-    yield "output_tps_steady", output_tps, None
-    yield "output_tps_per_gpu", output_tps / gpus if output_tps is not None else None, None
-    yield "total_tps_per_gpu", total_tps / gpus if total_tps is not None else None, None
+        if np.isnan(data.columns.n_in[came & data.columns.is_ok]).any():
+            total_untold = "the server tells no input token counts"
+        else:
+            total_tps = output_tps + float(np.nansum(data.columns.n_in[came])) / data.window.duration_s
+    yield "output_tps_steady", output_tps, untold
+    yield "output_tps_per_gpu", output_tps / gpus if output_tps is not None else None, untold
+    yield "total_tps_per_gpu", total_tps / gpus if total_tps is not None else None, total_untold
     yield _cost(data, output_tps)
 
 
 def _cost(data: TrialData, output_tps: float | None) -> Found:
     if data.price_usd_per_gpu_hour is None:
         return "usd_per_mtok", None, "no price_usd_per_gpu_hour in the scenario"
+    if data.price_usd_per_gpu_hour == 0:
+        return "usd_per_mtok", None, "price_usd_per_gpu_hour is 0"
     if data.arm.gpus == 0 or not output_tps:
-        return "usd_per_mtok", None, "no GPU" if data.arm.gpus == 0 else "no tokens"
+        return "usd_per_mtok", None, "no GPU" if data.arm.gpus == 0 else data.scan.untold or "no tokens"
     return "usd_per_mtok", data.price_usd_per_gpu_hour * data.arm.gpus / 3600 / output_tps * 1e6, None
 
 
 def _run_throughput(data: TrialData) -> Iterator[Found]:
     columns = data.columns
     ok = columns.is_measured & columns.is_ok
-    tps = None
-    if ok.any():
+    tps, note = None, "no measured request was answered"
+    if np.isnan(columns.n_out[ok]).any():
+        note = data.scan.untold or NO_COUNTS
+    elif ok.any():
         span_s = (columns.t_done_ns[ok].max() - columns.t_send_ns[ok].min()) / 1e9
-        tps = float(np.nansum(columns.n_out[ok])) / span_s if span_s > 0 else None
-    yield "output_tps_run", tps, "no measured request was answered"
+        tps = float(columns.n_out[ok].sum()) / span_s if span_s > 0 else None
+    yield "output_tps_run", tps, note
 
 
 def _slo(data: TrialData) -> Iterator[Found]:
@@ -92,13 +102,23 @@ def _slo(data: TrialData) -> Iterator[Found]:
         shares = _shares_in_window(data.columns, data.window)
         rate = float(shares.sum()) / data.window.duration_s
         goodput = float(shares[good].sum()) / data.window.duration_s
-    judged = data.columns.is_measured & ~np.isin(data.columns.outcome, NOT_JUDGED)
+    is_judged = ~np.isin(data.columns.outcome, NOT_JUDGED) | data.columns.is_server_gone
+    judged = data.columns.is_measured & is_judged
     if judged.any():
         attainment = float((good & judged).sum()) / float(judged.sum())
-    no_slo = None if data.slo != Slo() else "no slo in the scenario"
+    withheld = _slo_withheld(data)
     yield "request_rate_per_s", rate, None
-    yield "goodput_per_s", None if no_slo else goodput, no_slo
-    yield "slo_attainment_ratio", None if no_slo else attainment, no_slo or "no measured request was sent"
+    yield "goodput_per_s", None if withheld else goodput, withheld
+    yield "slo_attainment_ratio", None if withheld else attainment, withheld or "no measured request was sent"
+
+
+def _slo_withheld(data: TrialData) -> str | None:
+    """Why the limits cannot be judged: there are none, or one on tpot and an answer without a token count."""
+    if data.slo == Slo():
+        return "no slo in the scenario"
+    ok = data.columns.is_measured & data.columns.is_ok
+    is_untold = data.slo.tpot is not None and bool(np.isnan(data.columns.n_out[ok]).any())
+    return (data.scan.untold or NO_COUNTS) if is_untold else None
 
 
 def _shares_in_window(columns: RequestColumns, window: Window) -> Floats:
@@ -133,13 +153,16 @@ def _latencies(data: TrialData) -> Iterator[Found]:
     )
     for name, values, percentiles in series:
         for percentile in percentiles:
-            yield name.format(percentile), *percentile_or_note(values, percentile)
+            if name in _OF_TOKENS and np.isnan(columns.n_out[counted]).any():
+                yield name.format(percentile), None, data.scan.untold or NO_COUNTS
+            else:
+                yield name.format(percentile), *percentile_or_note(values, percentile)
     yield from _itl(data.scan)
 
 
 def _itl(scan: ChunkScan) -> Iterator[Found]:
     per_chunk = scan.tokens_per_chunk
-    withheld = "tokens per chunk unknown" if per_chunk is None else None
+    withheld = scan.untold or ("tokens per chunk unknown" if per_chunk is None else None)
     if per_chunk is not None and per_chunk > MAX_TOKENS_PER_CHUNK_FOR_ITL:
         withheld = f"chunks carry {per_chunk:.2f} tokens"
     for percentile in (50, 99):
@@ -151,6 +174,7 @@ def _power(data: TrialData) -> Iterator[Found]:
     energy, window, tokens = data.energy, data.window, data.scan.window_tokens
     reason = f"energy withheld: {energy.reason}" if energy.reason else None
     power_w = memory = tps_per_watt = None
+    untold = data.scan.untold
     if window is not None:
         sampled_w = mean_power_w(data.samples, window, num_gpus=data.arm.gpus)
         power_w = energy.energy_j / window.duration_s if energy.energy_j is not None else sampled_w
@@ -160,9 +184,13 @@ def _power(data: TrialData) -> Iterator[Found]:
     bound = energy.bound_j / energy.energy_j if energy.bound_j is not None and energy.energy_j else None
     yield "energy_j", energy.energy_j, reason
     yield "energy_bound_ratio", bound, reason
-    yield "j_per_output_token", energy.energy_j / tokens if energy.energy_j and tokens else None, reason or "no tokens"
+    yield (
+        "j_per_output_token",
+        energy.energy_j / tokens if energy.energy_j and tokens else None,
+        reason or untold or "no tokens",
+    )
     yield "mean_power_w", power_w, "no power samples in the window"
-    yield "tps_per_watt", tps_per_watt, "no power samples in the window"
+    yield "tps_per_watt", tps_per_watt, untold if power_w and untold else "no power samples in the window"
     yield "gpu_memory_used_bytes", memory, "no memory samples in the window"
 
 

@@ -29,17 +29,6 @@ def part_parameters(shape: ModelShape) -> dict[str, int]:
     return {**parts, "mtp": _mtp_parameters(shape, expert, attention + output)}
 
 
-def total_parameters(shape: ModelShape) -> int:
-    """All parameters but the MTP layer's."""
-    return sum(count for part, count in part_parameters(shape).items() if part not in NOT_LOADED)
-
-
-def active_parameters(shape: ModelShape) -> float:
-    """Parameters that one token uses: k of E routed experts, all else but the MTP layer."""
-    fractions = active_fraction(shape)
-    return sum(count * fractions[part] for part, count in part_parameters(shape).items() if part not in NOT_LOADED)
-
-
 def active_fraction(shape: ModelShape) -> dict[str, float]:
     """Share of each part that one token passes through: k/E of the routed experts, all of the others."""
     fractions = dict.fromkeys(part_parameters(shape), 1.0)

@@ -5,8 +5,16 @@ A dialect is a value in the table `DIALECTS`. Facts: the servers' sources, and c
 
 from perfsuite.dialects.dialect import RESERVED_FIELDS, Ask, Dialect, Event, EventError
 from perfsuite.dialects.openai import OPENAI
+from perfsuite.dialects.sglang import SGLANG, SGLANG_GENERATE
+from perfsuite.dialects.trtllm import TRTLLM
 from perfsuite.dialects.vllm import VLLM
 
-DIALECTS: dict[str, Dialect] = {"vllm": VLLM, "openai": OPENAI}
+DIALECTS: dict[str, Dialect] = {
+    "vllm": VLLM,
+    "sglang": SGLANG,
+    "sglang-generate": SGLANG_GENERATE,
+    "trtllm": TRTLLM,
+    "openai": OPENAI,
+}
 
 __all__ = ["DIALECTS", "RESERVED_FIELDS", "Ask", "Dialect", "Event", "EventError"]

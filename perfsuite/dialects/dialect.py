@@ -9,14 +9,22 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from perfsuite.errors import ScenarioError
+
 # Fields that the plan decides; a scenario's extra_body cannot change them.
 RESERVED_FIELDS = frozenset(
     {
         "model",
         "prompt",
+        "prompt_token_ids",
+        "text",
+        "input_ids",
         "messages",
         "max_tokens",
+        "max_completion_tokens",
+        "max_new_tokens",
         "min_tokens",
+        "min_new_tokens",
         "ignore_eos",
         "stream",
         "stream_options",
@@ -54,13 +62,15 @@ class Event(NamedTuple):
     """What one event of an answer says. A named tuple, since one is made for each chunk of each stream.
 
     has_token      it carries at least one output token, reasoning included
-    visible        it carries a token that is not reasoning
+    visible        the tokens that it carries are not reasoning
     num_tokens     how many, where the event itself tells (token ids); None = unknown
     finish_reason  why the answer ended, in the server's word; None = it goes on
     n_in, n_out    the usage so far or at the end; None = the event has none
     error          the server's message, when the event is an error object
     is_done        the terminator, [DONE]
     text_chars     characters of text, reasoning included
+    is_running     n_out came with a piece of the answer: it counts the tokens up to and with this event, so that its
+                   growth tells of tokens without text
     """
 
     has_token: bool = False
@@ -72,22 +82,26 @@ class Event(NamedTuple):
     error: str | None = None
     is_done: bool = False
     text_chars: int = 0
+    is_running: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dialect:
     """How an API is spoken.
 
-    paths              api → path, to be put after the base URL
-    extra_fields       request fields beyond the OpenAI API that the server takes; none other is ever sent unasked
+    paths              api → path, to be put after the base URL; an api that is not spoken has no key
+    extra_fields       request fields beyond the OpenAI API that may be sent unasked, and no others
+    allowed_fields     api → every field that the server takes, where it refuses others; None: it lets others pass
     accepts_token_ids  /v1/completions takes a prompt as token ids
-    build_body         the request body; prompt token ids stay a numpy array, for orjson with OPT_SERIALIZE_NUMPY
+    build_body         the request body; prompt token ids stay a numpy array, for orjson with OPT_SERIALIZE_NUMPY.
+                       Raises ScenarioError for an extra field that is not allowed
     read_event         the data of one event → Event; raises EventError
     """
 
     name: str
     paths: Mapping[str, str]
     extra_fields: frozenset[str]
+    allowed_fields: Mapping[str, frozenset[str]] | None = None
     accepts_token_ids: bool
     build_body: Callable[[Ask], dict[str, Any]]
     read_event: Callable[[bytes], Event]
@@ -96,3 +110,20 @@ class Dialect:
     def can_ignore_eos(self) -> bool:
         """Answers of an exact length can be asked for."""
         return "ignore_eos" in self.extra_fields
+
+
+def wanted_fields(ask: Ask) -> dict[str, Any]:
+    """The scenario's extra fields without those that the plan decides."""
+    return {key: value for key, value in ask.extra_body.items() if key not in RESERVED_FIELDS}
+
+
+def refuse_unknown_fields(ask: Ask, allowed: frozenset[str], *, server: str) -> None:
+    """Raises ScenarioError for an extra field that the server would answer with status 400, or pass over."""
+    unknown = sorted(wanted_fields(ask).keys() - allowed)
+    if unknown:
+        raise ScenarioError(
+            f"{server} does not take every field of it",
+            where="workload.extra_body",
+            found=", ".join(unknown),
+            cure=f"remove it; for api {ask.api} it takes {', '.join(sorted(allowed - RESERVED_FIELDS))}",
+        )

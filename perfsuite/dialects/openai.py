@@ -1,15 +1,17 @@
-"""The plain OpenAI API: no field that a strict server would refuse. Its event format is also that of vLLM and SGLang.
+"""The plain OpenAI API: no field that a strict server would refuse. vLLM, SGLang and TensorRT-LLM answer in its format.
 
+Nothing depends on the ids and the `object` of events: servers change them within a stream.
 Source: OpenAI API reference (completions, chat completions, streaming); streams of vLLM 0.32.0 and SGLang 0.5.23.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import orjson
 
-from perfsuite.dialects.dialect import RESERVED_FIELDS, Ask, Dialect, Event, EventError
+from perfsuite.dialects.dialect import Ask, Dialect, Event, EventError, wanted_fields
 
 PATHS = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
 MAX_ERROR_CHARS = 300
@@ -25,11 +27,16 @@ def build_body(ask: Ask) -> dict[str, Any]:
         body["prompt"] = ask.prompt if ask.prompt_ids is None else ask.prompt_ids
     body |= {"max_tokens": ask.output_tokens, "temperature": ask.temperature, "top_p": ask.top_p}
     body |= {"stream": True, "stream_options": {"include_usage": True}}
-    return body | {key: value for key, value in ask.extra_body.items() if key not in RESERVED_FIELDS}
+    return body | wanted_fields(ask)
 
 
 def read_event(data: bytes) -> Event:
     """One event of /v1/completions or /v1/chat/completions. Raises EventError: not JSON, or of another shape."""
+    return read_json_event(data, _read_message)
+
+
+def read_json_event(data: bytes, read_message: Callable[[dict[str, Any]], Event]) -> Event:
+    """The terminator, or `read_message` of the JSON. Raises EventError: not JSON, or not as read_message expects."""
     if data == b"[DONE]":
         return _DONE
     try:
@@ -37,13 +44,21 @@ def read_event(data: bytes) -> Event:
     except orjson.JSONDecodeError as error:
         raise EventError(f"not JSON ({error}): {_start(data)}") from None
     try:
-        return _read_message(message)
+        event = read_message(message)
     except (AttributeError, KeyError, TypeError) as error:
         raise EventError(f"unexpected shape ({error}): {_start(data)}") from None
+    if not (_is_count(event.n_in) and _is_count(event.n_out) and isinstance(event.finish_reason, str | None)):
+        raise EventError(f"usage or finish reason of another type: {_start(data)}")
+    return event
+
+
+def _is_count(value: object) -> bool:
+    """None, or an integer that a record can hold; true and false are none."""
+    return value is None or (type(value) is int and 0 <= value < 2**31)
 
 
 def _read_message(message: dict[str, Any]) -> Event:
-    if "error" in message or message.get("object") == "error":
+    if message.get("error") is not None or message.get("object") == "error":
         return Event(error=error_text(message))
     usage = message.get("usage")
     n_in, n_out = (usage.get("prompt_tokens"), usage.get("completion_tokens")) if usage else (None, None)
@@ -52,21 +67,24 @@ def _read_message(message: dict[str, Any]) -> Event:
         return Event(n_in=n_in, n_out=n_out)
     choice = choices[0]
     token_ids = choice.get("token_ids")
-    num_tokens = None if token_ids is None else len(token_ids)
+    num_tokens = len(token_ids) if token_ids else None
     delta = choice.get("delta")
     if delta is None:
-        text = choice.get("text") or ""
-        has_token = visible = bool(text or num_tokens)
-        text_chars = len(text)
+        visible = True
+        text_chars = len(choice.get("text") or "")
+        has_token = text_chars > 0 or num_tokens is not None
     else:
         has_token, visible, text_chars = _read_delta(delta)
-        has_token = has_token or bool(num_tokens)
+        has_token = has_token or num_tokens is not None
     finish_reason = choice.get("finish_reason")
-    return Event(has_token, visible, num_tokens or None, finish_reason, n_in, n_out, None, False, text_chars)
+    return Event(has_token, visible, num_tokens, finish_reason, n_in, n_out, None, False, text_chars, n_out is not None)
 
 
 def _read_delta(delta: dict[str, Any]) -> tuple[bool, bool, int]:
-    """(has a token, has a visible one, characters). A delta with only a role has none; an empty string is no token."""
+    """(has a token, has a visible one, characters). A delta with only a role has none; an empty string is no token.
+
+    Reasoning is `reasoning` (vLLM) or `reasoning_content` (SGLang, TensorRT-LLM); pieces of tool calls are visible.
+    """
     content = delta.get("content") or ""
     reasoning = delta.get("reasoning") or delta.get("reasoning_content") or ""
     visible = bool(content or delta.get("tool_calls"))
@@ -74,10 +92,10 @@ def _read_delta(delta: dict[str, Any]) -> tuple[bool, bool, int]:
 
 
 def error_text(message: dict[str, Any]) -> str:
-    """The words of {"error": {"message", "code"}}, {"error": "…"} or {"object": "error", "message"}."""
-    error = message.get("error", message)
+    """The words of {"error": {"message", "code"}}, {"error": "…"}, {"object": "error", "message"} or {"detail"}."""
+    error = message.get("error") or message
     if isinstance(error, dict):
-        code, words = error.get("code"), error.get("message")
+        code, words = error.get("code"), error.get("message") or error.get("detail")
         error = f"{code}: {words}" if code is not None else words
     return str(error)[:MAX_ERROR_CHARS]
 

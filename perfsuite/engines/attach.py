@@ -14,23 +14,31 @@ from perfsuite.engines.server_metrics import kv_capacity_tokens, read_cache_conf
 from perfsuite.engines.vocabulary import find_vocab_size
 from perfsuite.errors import EngineError, UsageError
 from perfsuite.records import ServerFacts
-from perfsuite.scenario.schema import Arm
+from perfsuite.scenario.schema import Arm, Scenario
+
+OWNERS = {"vllm": "vllm", "sglang": "sglang", "tensorrt_llm": "trtllm"}  # owned_by in GET /v1/models → dialect
+# A key that only this server's GET /server_info has → dialect (SGLang 0.5.23; vLLM 0.33 in development mode;
+# TensorRT-LLM 2026). Older SGLang has it at /get_server_info.
+SERVER_INFO_KEYS = {"internal_states": "sglang", "vllm_config": "vllm", "tokens_per_block": "trtllm"}
 
 
 def attach_endpoint(arm: Arm, environ: Mapping[str, str], *, where: str) -> Endpoint:
     """The arm's URL and authorization header. A trailing slash or /v1 is cut off.
 
-    Raises UsageError naming the variable when the key is missing, and for a URL with an impossible port.
+    Raises UsageError naming the variable when the key is missing.
     """
     assert arm.url is not None
     url = arm.url.rstrip("/").removesuffix("/v1").rstrip("/")
-    try:
-        _ = urlsplit(url).port
-    except ValueError as error:
-        raise UsageError(str(error), where=f"{where}.url", found=arm.url) from error
     if arm.api_key is None:
         return Endpoint(url=url)
     return Endpoint(url=url, headers=(("Authorization", Secret("Bearer " + _api_key(arm.api_key, environ, where))),))
+
+
+def check_keys(scenario: Scenario, environ: Mapping[str, str]) -> None:
+    """Raises UsageError naming the first variable of an API key that an arm wants and the environment lacks."""
+    for name, arm in scenario.arms.items():
+        if arm.engine == "attach":
+            attach_endpoint(arm, environ, where=f"arms.{name}")
 
 
 def _api_key(reference: str, environ: Mapping[str, str], where: str) -> str:
@@ -53,19 +61,38 @@ def describe(endpoint: Endpoint, arm: Arm, model: str, _log: str) -> Description
     version = vllm.server_version(endpoint)
     vocab_size, source = find_vocab_size(arm.checkpoint, model)
     declared = _declared(endpoint, arm) | {"owned_by": card.get("owned_by"), "vocab_size_source": source}
+    dialect = arm.dialect or detect_dialect(endpoint, card.get("owned_by"))
     if emulated.is_emulated(endpoint):
         config = ask_json(endpoint, "/emulator/config") or {}
         vocab_size = config.get("vocab_size") or vocab_size
         facts = emulated.emulator_facts(config | declared, engine="attach", served_model=served, version=version)
     else:
-        facts = _facts(endpoint, served, card, version, declared)
+        caches = [] if dialect == "trtllm" else read_cache_config(ask_text(endpoint, "/metrics"))
+        facts = _facts(caches, served, card, version, declared)
     return Description(
         facts=facts,
         served_model=served,
         vocab_size=vocab_size,
-        dialect="vllm" if facts.emulated or card.get("owned_by") == "vllm" else "openai",
+        dialect="vllm" if facts.emulated and arm.dialect is None else dialect,
         gpu_source=_gpu_source(endpoint, arm, emulated=facts.emulated),
     )
+
+
+def detect_dialect(endpoint: Endpoint, owned_by: object) -> str:
+    """The key of DIALECTS for a server: from its model list, else from /server_info; "openai" when neither tells.
+
+    Only paths without side effects are asked: a GET of /health makes SGLang generate a token, and one of /metrics
+    empties TensorRT-LLM's list of iterations. /version answers alike on vLLM and TensorRT-LLM, and response headers
+    name the web framework only, so that they tell nothing.
+    """
+    if isinstance(owned_by, str) and owned_by in OWNERS:
+        return OWNERS[owned_by]
+    for path in ("/server_info", "/get_server_info"):
+        info = ask_json(endpoint, path)
+        for key, dialect in SERVER_INFO_KEYS.items():
+            if isinstance(info, dict) and key in info:
+                return dialect
+    return "openai"
 
 
 def _served_model(cards: Mapping[str, Any], arm: Arm, model: str, endpoint: Endpoint) -> str:
@@ -93,16 +120,15 @@ def _declared(endpoint: Endpoint, arm: Arm) -> dict[str, Any]:
 
 
 def _facts(
-    endpoint: Endpoint, served: str, card: Mapping[str, Any], version: str | None, declared: dict[str, Any]
+    caches: list[dict[str, str]], served: str, card: Mapping[str, Any], version: str | None, declared: dict[str, Any]
 ) -> ServerFacts:
-    caches = read_cache_config(ask_text(endpoint, "/metrics"))
     dtype = caches[0].get("cache_dtype") if caches else None
     return ServerFacts(
         engine="attach",
         version=version,
         emulated=False,
         served_model=served,
-        max_model_len=card.get("max_model_len"),
+        max_model_len=vllm.told_max_model_len(card),
         kv_cache_dtype=None if dtype == "auto" else dtype,
         kv_capacity_tokens=kv_capacity_tokens(caches),
         weights_bytes=None,

@@ -11,18 +11,48 @@ from http.client import HTTPResponse
 
 import numpy as np
 
-from perfsuite.dialects import DIALECTS, Ask, Dialect, EventError
+from perfsuite.dialects import DIALECTS, RESERVED_FIELDS, Ask, Dialect, EventError
 from perfsuite.engines.control import body_head, open_reply
 from perfsuite.engines.readiness import POLL_S, in_background
 from perfsuite.engines.server import Server
 from perfsuite.engines.vllm import model_cards
-from perfsuite.errors import EngineError, Interrupted
+from perfsuite.errors import EngineError, Interrupted, ScenarioError
 from perfsuite.scenario.schema import Arm, Scenario, Workload
 
 PROMPT_IDS = np.array([1000, 1001, 1002, 1003], dtype=np.int32)
 PROMPT = "Hello"
 NUM_OUTPUT_TOKENS = 2
 MAX_LINE_BYTES = 1_000_000
+_DIALECT_OF_ENGINE = {"emulated": "vllm", "vllm": "vllm"}
+
+
+def check_asking(scenario: Scenario) -> None:
+    """Before anything is started: can each arm, as far as its dialect is known, be asked what the workload wants?
+
+    Raises ScenarioError for an extra field that the plan decides or the dialect refuses, and an API that it lacks.
+    """
+    reserved = sorted(scenario.workload.extra_body.keys() & RESERVED_FIELDS)
+    if reserved:
+        raise ScenarioError(
+            f"{reserved[0]!r} is decided by the plan, so extra_body cannot set it",
+            where=f"workload.extra_body.{reserved[0]}",
+            cure=f"remove {', '.join(reserved)}; lengths, prompts and sampling have their own keys in workload",
+        )
+    for key, arm in scenario.arms.items():
+        if name := arm.dialect or _DIALECT_OF_ENGINE.get(arm.engine):
+            api_path(DIALECTS[name], scenario.workload.api, where=f"arms.{key}.dialect")
+            DIALECTS[name].build_body(_small_request(arm.served_name or scenario.model, scenario.workload))
+
+
+def api_path(dialect: Dialect, api: str, *, where: str) -> str:
+    """The path of an API after the base URL. Raises ScenarioError for one that the dialect does not speak."""
+    if api not in dialect.paths:
+        raise ScenarioError(
+            f"the dialect {dialect.name} does not speak api {api}",
+            where=where,
+            cure=f"set workload.api: {' or '.join(dialect.paths)}, or name another dialect",
+        )
+    return dialect.paths[api]
 
 
 def preflight(
@@ -94,8 +124,8 @@ def _check_length(server: Server, workload: Workload) -> list[str]:
 def _check_answer(server: Server, scenario: Scenario) -> None:
     dialect = DIALECTS[server.dialect]
     timeout_s = scenario.timeouts.first_token
-    path = dialect.paths[scenario.workload.api]
-    body = dialect.build_body(_small_request(server, scenario.workload))
+    path = api_path(dialect, scenario.workload.api, where=server.url)
+    body = dialect.build_body(_small_request(server.served_model, scenario.workload))
     with open_reply(server.endpoint, path, body=body, timeout_s=timeout_s) as response:
         if response.status != 200:
             raise EngineError(
@@ -121,12 +151,12 @@ def _cure(status: int) -> str | None:
     }.get(status)
 
 
-def _small_request(server: Server, workload: Workload) -> Ask:
+def _small_request(model: str, workload: Workload) -> Ask:
     """What the load will look like, but short."""
     chat, as_ids = workload.api == "chat", workload.prompt_as == "token_ids"
     return Ask(
         api=workload.api,
-        model=server.served_model,
+        model=model,
         output_tokens=NUM_OUTPUT_TOKENS,
         prompt_ids=PROMPT_IDS if as_ids and not chat else None,
         prompt=None if as_ids or chat else PROMPT,

@@ -6,7 +6,7 @@ Flags and endpoints: vLLM 0.33 (engine/arg_utils.py, entrypoints/serve); log lin
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from perfsuite.engines.control import Endpoint, ask_json, ask_text
@@ -123,7 +123,7 @@ def describe(endpoint: Endpoint, arm: Arm, model: str, log: str) -> Description:
         version=server_version(endpoint) or resolved.get("version"),
         emulated=False,
         served_model=served,
-        max_model_len=card.get("max_model_len"),
+        max_model_len=told_max_model_len(card),
         kv_cache_dtype=_kv_cache_dtype(caches, resolved),
         kv_capacity_tokens=kv_capacity_tokens(caches) or read_kv_capacity_tokens(log),
         weights_bytes=read_weights_bytes(log, num_workers=_num_workers(arm)),
@@ -142,6 +142,12 @@ def model_cards(endpoint: Endpoint) -> dict[str, dict[str, Any]]:
     entries = reply.get("data") if isinstance(reply, dict) else None
     entries = entries if isinstance(entries, list) else []
     return {str(entry["id"]): entry for entry in entries if isinstance(entry, dict) and "id" in entry}
+
+
+def told_max_model_len(card: Mapping[str, Any]) -> int | None:
+    """`max_model_len` of an entry of /v1/models; None when it is no number."""
+    value = card.get("max_model_len")
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def server_version(endpoint: Endpoint) -> str | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import time
-from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,82 +13,116 @@ from numpy.typing import NDArray
 
 from perfsuite.clock import RealtimeOffset
 from perfsuite.load.decode import Arrivals
+from perfsuite.load.lags import Lags, merged_lags
+from perfsuite.load.order import PlayReport
 from perfsuite.records import ClientAudit, RequestRecord
-
-# Bin edges of the histogram of stamp lags: 100 ns to 1,000 s, 2 % apart.
-_EDGES_NS = np.geomspace(100, 1e12, 1164)
-
-
-class LagHistogram:
-    """Percentiles of any number of lags in constant memory, to 2 %. Lags in ns; below 100 ns counts as 0."""
-
-    def __init__(self) -> None:
-        self._counts = np.zeros(len(_EDGES_NS) + 1, dtype=np.int64)
-
-    def add(self, lags_ns: NDArray[np.int64]) -> None:
-        """Count some lags, shape (n,)."""
-        self._counts += np.bincount(np.searchsorted(_EDGES_NS, lags_ns), minlength=len(self._counts))
-
-    def percentile_s(self, percent: float) -> float | None:
-        """The lag that `percent` of the counted ones do not exceed, in seconds; None when there are none."""
-        total = int(self._counts.sum())
-        if total == 0:
-            return None
-        place = int(np.searchsorted(np.cumsum(self._counts), total * percent / 100))
-        return 0.0 if place == 0 else float(_EDGES_NS[min(place, len(_EDGES_NS) - 1)]) / 1e9
 
 
 class Auditor:
-    """Collects the audit of one play."""
+    """Collects the audit of one play on one worker."""
 
     def __init__(self, offset: RealtimeOffset) -> None:
         self._offset = offset
-        self._send_lag_ns = array("q")
-        self._loop_lag_ns = array("q")
-        self._stamp_lag = LagHistogram()
+        self.lags = Lags()
         self._num_reads = 0
         self._num_coalesced = 0
+        self.begin()
+
+    def begin(self) -> None:
+        """The load begins: what was used until now, to get ready, does not count."""
         self._cpu_s = time.process_time()
         self._t_ns = time.monotonic_ns()
         self._gc = _collections()
         self._host = _host_cpu()
-        self._steps = offset.num_steps
+        self._waited_ns = _run_queue_ns()
+        self._steps = self._offset.num_steps
 
     def woke(self, late_ns: int) -> None:
         """The loop came to its timer late_ns after it was due."""
-        self._loop_lag_ns.append(late_ns)
+        self.lags.loop.add_one(late_ns)
 
     def note(self, record: RequestRecord, at: Arrivals) -> None:
         """Note a record that was sent or tried: its send lag, how late user space read it, and its coalesced reads."""
         if record.t_send_ns is not None:
-            self._send_lag_ns.append(record.t_send_ns - record.t_sched_ns)
+            self.lags.send.add_one(record.t_send_ns - record.t_sched_ns)
         if at.lag_ns is not None:
-            self._stamp_lag.add(at.lag_ns)
+            self.lags.stamp.add(at.lag_ns)
         events = np.asarray(record.chunk_read_events, dtype=np.int64)
         self._num_reads += _num_reads(events)
         self._num_coalesced += _num_reads(events[events > 1])
 
-    def finish(self) -> ClientAudit:
-        """The audit from the making of this object until now."""
-        return ClientAudit(
-            cpu_s=time.process_time() - self._cpu_s,
-            wall_s=(time.monotonic_ns() - self._t_ns) / 1e9,
-            send_lag_p50_s=_percentile_s(self._send_lag_ns, 50),
-            send_lag_p99_s=_percentile_s(self._send_lag_ns, 99),
-            send_lag_max_s=_percentile_s(self._send_lag_ns, 100),
-            loop_lag_p99_s=_percentile_s(self._loop_lag_ns, 99),
-            stamp_lag_p50_s=self._stamp_lag.percentile_s(50),
-            stamp_lag_p99_s=self._stamp_lag.percentile_s(99),
+    def finish(self, *, num_connections: int = 0, max_connections: int = 0) -> ClientAudit:
+        """The audit from begin() until now."""
+        wall_s = (time.monotonic_ns() - self._t_ns) / 1e9
+        cpu_s = time.process_time() - self._cpu_s
+        audit = ClientAudit(
+            cpu_s=cpu_s,
+            wall_s=wall_s,
+            send_lag_p50_s=None,
+            send_lag_p99_s=None,
+            send_lag_max_s=None,
+            loop_lag_p99_s=None,
+            stamp_lag_p50_s=None,
+            stamp_lag_p99_s=None,
             num_reads=self._num_reads,
             num_coalesced_reads=self._num_coalesced,
             gc_collections=_collections() - self._gc,
             steal_ratio=_steal_ratio(self._host, _host_cpu()),
             clock_steps=self._offset.num_steps - self._steps,
+            max_worker_cpu_ratio=cpu_s / wall_s if wall_s > 0 else None,
+            run_queue_ratio=_run_queue_ratio(self._waited_ns, _run_queue_ns(), wall_s),
+            num_connections=num_connections,
+            max_connections=max_connections,
         )
+        return with_lags(audit, self.lags)
 
 
-def _percentile_s(lags_ns: array[int], percent: float) -> float | None:
-    return float(np.percentile(np.array(lags_ns), percent)) / 1e9 if lags_ns else None
+def with_lags(audit: ClientAudit, lags: Lags) -> ClientAudit:
+    """The audit with the percentiles of these lags."""
+    return replace(
+        audit,
+        send_lag_p50_s=lags.send.percentile_s(50),
+        send_lag_p99_s=lags.send.percentile_s(99),
+        send_lag_max_s=lags.send.max_s(),
+        loop_lag_p99_s=lags.loop.percentile_s(99),
+        stamp_lag_p50_s=lags.stamp.percentile_s(50),
+        stamp_lag_p99_s=lags.stamp.percentile_s(99),
+    )
+
+
+def merge_reports(reports: Sequence[PlayReport]) -> PlayReport:
+    """The report of a play from those of its workers; at least one."""
+    lags = merged_lags(report.lags for report in reports)
+    return PlayReport(
+        t_start_ns=min(report.t_start_ns for report in reports),
+        t_end_ns=max(report.t_end_ns for report in reports),
+        interrupted=any(report.interrupted for report in reports),
+        audit=with_lags(_merge_audits([report.audit for report in reports]), lags),
+        lags=lags,
+    )
+
+
+def _merge_audits(audits: Sequence[ClientAudit]) -> ClientAudit:
+    """Counts and CPU time are sums; wall time, and what is a ratio or a property of the host, is the largest."""
+
+    def largest(value: Callable[[ClientAudit], float | None]) -> float | None:
+        return max((found for audit in audits if (found := value(audit)) is not None), default=None)
+
+    return replace(
+        audits[0],
+        cpu_s=sum(audit.cpu_s for audit in audits),
+        wall_s=max(audit.wall_s for audit in audits),
+        num_reads=sum(audit.num_reads for audit in audits),
+        num_coalesced_reads=sum(audit.num_coalesced_reads for audit in audits),
+        gc_collections=sum(audit.gc_collections for audit in audits),
+        steal_ratio=largest(lambda audit: audit.steal_ratio),
+        clock_steps=max(audit.clock_steps for audit in audits),
+        num_workers=sum(audit.num_workers for audit in audits),
+        max_worker_cpu_ratio=largest(lambda audit: audit.max_worker_cpu_ratio),
+        run_queue_ratio=largest(lambda audit: audit.run_queue_ratio),
+        num_connections=sum(audit.num_connections or 0 for audit in audits),
+        max_connections=sum(audit.max_connections or 0 for audit in audits),
+    )
 
 
 def _num_reads(events: NDArray[np.int64]) -> int:
@@ -113,3 +148,17 @@ def _steal_ratio(before: tuple[int, int] | None, after: tuple[int, int] | None) 
     if before is None or after is None or after[1] == before[1]:
         return None
     return (after[0] - before[0]) / (after[1] - before[1])
+
+
+def _run_queue_ns() -> int | None:
+    """How long this process's first thread was ready to run and did not, from /proc/self/schedstat; None without it."""
+    try:
+        return int(Path("/proc/self/schedstat").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _run_queue_ratio(before_ns: int | None, after_ns: int | None, wall_s: float) -> float | None:
+    if before_ns is None or after_ns is None or wall_s <= 0:
+        return None
+    return (after_ns - before_ns) / 1e9 / wall_s

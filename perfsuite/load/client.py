@@ -68,10 +68,10 @@ class Client:
         self._waiting: deque[Exchange] = deque()
         self._ended: deque[Exchange] = deque()
         self._to_close: list[socket.socket] = []
-        self.num_opening = 0
-        self.num_in_flight = 0
+        self.num_opening = self.num_opened = self.max_open = self.num_in_flight = 0
         self.first_refusal_ns: int | None = None
         self.last_refusal_ns = 0
+        self.last_refusal = ""  # its outcome
         self.server_closes = False
 
     # --- what the driver calls ---
@@ -84,7 +84,7 @@ class Client:
             self._start(connection, exchange)
             return
         self._waiting.append(exchange)
-        if self.num_opening < len(self._waiting):
+        if self._num_openers() < len(self._waiting):
             self._open()
 
     def poll(self, until_ns: int) -> bool:
@@ -129,6 +129,8 @@ class Client:
     def scan(self, now: int) -> None:
         """End what has run out of time. To be called every tenth of a second or so."""
         deadlines = self._deadlines
+        for _ in range(len(self._waiting) - self._num_openers()):
+            self._open()  # each one serves or fails a request that waits, so none waits for ever
         for connection in list(self._connections.values()):
             exchange = connection.exchange
             if connection.state in (CONNECTING, HANDSHAKING):
@@ -179,9 +181,17 @@ class Client:
             self._note_refusal(error, exchange)
             return
         connection.exchange = exchange
-        self.num_opening += 1
+        self.num_opening, self.num_opened = self.num_opening + 1, self.num_opened + 1
         self._connections[connection.fd] = connection
+        self.max_open = max(self.max_open, len(self._connections))
         self._poller.register(connection.fd, WRITE)
+
+    def _num_openers(self) -> int:
+        """Connections being opened for whoever waits; those reserved for one exchange are not among them."""
+        if not self.num_opening:
+            return 0
+        opening = (c for c in self._connections.values() if c.state in (CONNECTING, HANDSHAKING))
+        return sum(1 for connection in opening if connection.exchange is None)
 
     def _pop_idle(self) -> Connection | None:
         """The idle connection used last; those idle for too long are closed."""
@@ -270,7 +280,7 @@ class Client:
 
     def _note_refusal(self, error: ConnectError, exchange: Exchange | None) -> None:
         """One request fails for each connection that could not be opened: its own, or the one that waits longest."""
-        self.last_refusal_ns = monotonic_ns()
+        self.last_refusal_ns, self.last_refusal = monotonic_ns(), error.outcome
         if self.first_refusal_ns is None:
             self.first_refusal_ns = self.last_refusal_ns
         if exchange is None and self._waiting:
@@ -380,7 +390,7 @@ class Client:
         self._end(exchange)
 
     def _closed_before_use(self, connection: Connection, exchange: Exchange) -> bool:
-        if connection.num_requests < 2 or exchange.is_resent or exchange.framer.raw or exchange.t_send_ns is None:
+        if connection.num_requests < 2 or exchange.is_resent or exchange.framer.num_bytes or exchange.t_send_ns is None:
             return False
         return monotonic_ns() - exchange.t_send_ns <= max(RESEND_WINDOW_NS, 4 * (connection.connect_ns or 0))
 

@@ -11,10 +11,14 @@ import sys
 import time
 from array import array
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from perfsuite.load.requests import BuiltRequest
 from perfsuite.load.wire import ResponseFramer
+
+if TYPE_CHECKING:
+    from perfsuite.load.decode import Answer
 
 SO_TIMESTAMPNS = 35  # asm-generic/socket.h; the socket module has no name for it
 READ_BYTES = 65_536
@@ -40,12 +44,14 @@ class Exchange:
     kernel      16 bytes for each read: the kernel's stamp (struct timespec on CLOCK_REALTIME), zeros where missing
     user_ns     for each read: the monotonic clock just after it
     read_ends   for each read: length of framer.raw after it
+    answer      what its events say, once they were looked at
+    cuts        (num_reads, num_bytes): so many bytes were taken away from framer.raw after so many reads
     failure     outcome when the request did not run to the end of its answer; None: the bytes decide
     t_end_ns    when it ended, on the monotonic clock
     """
 
-    __slots__ = ("connect_ns", "detail", "failure", "framer", "has_token", "is_resent", "kernel", "num_reads_checked",
-                 "read_ends", "request", "t_end_ns", "t_sched_ns", "t_send_ns", "user_ns")  # fmt: skip
+    __slots__ = ("answer", "connect_ns", "cuts", "detail", "failure", "framer", "is_resent", "kernel", "read_ends",
+                 "request", "t_end_ns", "t_sched_ns", "t_send_ns", "user_ns")  # fmt: skip
 
     def __init__(self, request: BuiltRequest, t_sched_ns: int) -> None:
         self.request = request
@@ -60,8 +66,8 @@ class Exchange:
         self.failure: str | None = None
         self.detail: str | None = None
         self.is_resent = False
-        self.has_token = False
-        self.num_reads_checked = 0
+        self.answer: Answer | None = None
+        self.cuts: list[tuple[int, int]] = []
 
 
 class Connection:
@@ -126,7 +132,7 @@ def start_connecting(address: Address) -> Connection:
     try:
         sock = socket.socket(address.family, socket.SOCK_STREAM)
     except OSError as error:
-        raise ConnectError("client_internal", f"socket: {error.strerror}; see ulimit -n") from None
+        raise connect_error(error.errno or 0) from None
     sock.setblocking(False)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if sys.platform == "linux":
@@ -139,12 +145,21 @@ def start_connecting(address: Address) -> Connection:
     return Connection(sock, t_open_ns)
 
 
+_OWN_LIMITS = {
+    errno.EMFILE: "this process may not open more sockets: raise ulimit -n, or use more workers",
+    errno.ENFILE: "this host may not open more files: raise fs.file-max",
+    errno.EADDRNOTAVAIL: "no local port is free: widen net.ipv4.ip_local_port_range, or keep connections alive",
+    errno.ENOBUFS: "no memory for another socket",
+    errno.ENOMEM: "no memory for another socket",
+}
+
+
 def connect_error(number: int) -> ConnectError:
-    """The error for an errno of connect(2)."""
+    """The error for an errno of socket(2) or connect(2). A limit of this host is an error of the client's own."""
     if number == errno.ETIMEDOUT:
         return ConnectError("connect_timeout", os.strerror(number))
-    if number in (errno.EADDRNOTAVAIL, errno.EMFILE, errno.ENFILE, errno.ENOBUFS):
-        return ConnectError("client_internal", f"connect: {os.strerror(number)}")
+    if number in _OWN_LIMITS:
+        return ConnectError("client_internal", f"{os.strerror(number)}: {_OWN_LIMITS[number]}")
     return ConnectError("connect_refused", os.strerror(number))
 
 

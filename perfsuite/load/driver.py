@@ -1,17 +1,16 @@
-"""One play: the schedule decides when, the client carries, ended exchanges become records in the sink.
+"""One play: the schedule decides when, the client carries, the recorder keeps.
 
-Rules. Everything due is sent, nothing is re-anchored, and waiting is never spinning. While streams are live, decoding
-happens in idle moments; when an exchange has been waiting for FORCE_DECODE_NS it is decoded at once, so that its record
-reaches the sink within a second. After a failed connection a slot of a closed loop stays shut for BACKOFF_NS: an engine
-that is being restarted does not use up the whole plan. When the server has refused every connection for
-SERVER_GONE_NS on end, what was not issued yet is "unsent" with the detail "server_gone": a dead engine does not take
+Rules. Everything due is sent, nothing is re-anchored, and waiting is never spinning. All players of a trial begin at
+one instant, when the last of them is ready. While streams are live, decoding happens in idle moments (see recorder).
+After a failed connection a slot of a closed loop stays shut for BACKOFF_NS: an engine that is being restarted does not
+use up the whole plan. When the server has refused every connection for SERVER_GONE_NS on end, what was not issued yet
+is "unsent" with the detail "server_gone" ("no_sockets" when this host had none left): a dead engine does not take
 hours.
 """
 
 from __future__ import annotations
 
 import gc
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic_ns
@@ -23,25 +22,21 @@ from perfsuite.load.audit import Auditor
 from perfsuite.load.client import Client
 from perfsuite.load.connection import Address, ConnectError, Exchange, resolve
 from perfsuite.load.deadlines import deadlines_of
-from perfsuite.load.decode import Answer, arrivals, has_token, internal_error_record, make_record, unsent_record
+from perfsuite.load.decode import has_token
 from perfsuite.load.order import Control, PlayOrder, PlayReport, Progress, RecordSink, Target
+from perfsuite.load.recorder import Recorder
 from perfsuite.load.requests import RequestBuilder
-from perfsuite.load.schedule import Schedule, make_schedule
-from perfsuite.records import RequestRecord
+from perfsuite.load.schedule import Offline, Schedule, make_schedule
 
 TICK_NS = 50_000_000
 PROGRESS_NS = 500_000_000
 FLUSH_NS = 200_000_000
-FORCE_DECODE_NS = 300_000_000
 AHEAD_NS = 150_000_000
 BACKOFF_NS = 100_000_000
 SERVER_GONE_NS = 10_000_000_000
 PRECONNECT_NS = 1_000_000_000
-PRECONNECT_STEP_NS = 2_000_000
-CATCH_UP_NS = 2_000_000
-START_LEAD_NS = 5_000_000
+MEETING_STEP_NS = 2_000_000
 SENDS_PER_TURN = 32
-EVENTS_PER_SLICE = 16
 MIN_AHEAD_REQUESTS = 64
 _CONNECT_FAILURES = ("connect_refused", "connect_timeout", "tls", "client_internal")
 
@@ -49,7 +44,7 @@ _CONNECT_FAILURES = ("connect_refused", "connect_timeout", "tls", "client_intern
 def play(
     order: PlayOrder, target: Target, sink: RecordSink, control: Control, *, server_gone_ns: int = SERVER_GONE_NS
 ) -> PlayReport:
-    """Play a trial. Every index of order.specs ends as exactly one record in the sink, appended within a second.
+    """Play a trial or a share of it. Every request of order.specs ends as one record in the sink within a second.
 
     Raises what the sink raises, and UsageError when the target's headers cannot be sent.
     """
@@ -83,112 +78,162 @@ class _Player:
         self, order: PlayOrder, target: Target, sink: RecordSink, control: Control, server_gone_ns: int
     ) -> None:
         self._order = order
-        self._sink = sink
         self._control = control
         self._server_gone_ns = server_gone_ns
         self._dialect = DIALECTS[target.dialect]
         self._offset = RealtimeOffset()
         self._offset.sample()
         self._auditor = Auditor(self._offset)
+        self._recorder = Recorder(
+            order,
+            sink,
+            dialect=self._dialect,
+            offset=self._offset,
+            auditor=self._auditor,
+            secrets=target.secrets,
+        )
         ahead = max(MIN_AHEAD_REQUESTS, min(1024, order.point.concurrency or 0))
-        tag = f"perfsuite-{monotonic_ns():x}"
+        tag = order.tag or f"perfsuite-{monotonic_ns():x}"
         self._builder = RequestBuilder(order, target, tag=tag, max_ahead=ahead)
-        self._ended: deque[Exchange] = deque()  # not decoded yet, oldest first
-        self._answer: Answer | None = None  # of the first of them, being read
-        self._records: list[RequestRecord] = []
-        self._num_done = self._num_ok = self._num_failed = self._num_tokens = 0
+        self._num_done = 0
         self._stopped: str | None = None  # why issuing was stopped
         self._cancel_at_ns: int | None = None
         self._level = 0
-        self._next_tick_ns = self._next_progress_ns = self._last_flush_ns = 0
-        self._client: Client
+        self._next_tick_ns = self._next_progress_ns = 0
+        self._client: Client | None = None
         self._schedule: Schedule
 
     # --- the play ---
 
     def run(self, address: Address) -> PlayReport:
-        """Build ahead, connect ahead, play, and account for every request."""
-        self._client = Client(
+        """Build ahead, connect ahead, meet the other players, play, and account for every request."""
+        self._client = client = Client(
             address,
             deadlines_of(self._order.timeouts),
             on_end=self._on_end,
             has_token=lambda exchange: has_token(exchange, self._dialect),
         )
         t_start_ns = monotonic_ns()
-        self._schedule = make_schedule(self._order.point, self._order.specs, t_start_ns)
+        self._begin_schedule(t_start_ns)
         try:
-            self._prepare()
-            t_start_ns = monotonic_ns() + START_LEAD_NS
-            self._schedule = make_schedule(self._order.point, self._order.specs, t_start_ns)
-            while self._turn():
+            self._prepare(client)
+            t_start_ns = self._meet(client)
+            self._begin_schedule(t_start_ns)
+            self._auditor.begin()
+            while self._turn(client):
                 pass
         except StoreError:
             raise
         except Exception as error:
-            self._account_for_crash(error)
+            self._account_for_crash(client, error)
         finally:
-            self._client.close()
-        self._write_unissued("unsent", self._stopped or "")
-        self._flush()
-        self._control.report(self._progress(monotonic_ns()))
+            client.close()
+        self._recorder.write_unissued(self._schedule.unissued(monotonic_ns()), "unsent", self._stopped or "")
+        self._recorder.flush()
+        self._control.report(self._progress(client, monotonic_ns()))
         return self._report(t_start_ns)
 
     def refuse_all(self, error: ConnectError) -> PlayReport:
         """There is nowhere to send to: every request ends with the error's outcome."""
         t_start_ns = monotonic_ns()
-        self._schedule = make_schedule(self._order.point, self._order.specs, t_start_ns)
-        self._write_unissued(error.outcome, error.detail)
-        self._flush()
+        self._begin_schedule(t_start_ns)
+        self._recorder.write_unissued(self._schedule.unissued(t_start_ns), error.outcome, error.detail)
+        self._recorder.flush()
         return self._report(t_start_ns)
 
-    def _report(self, t_start_ns: int) -> PlayReport:
-        return PlayReport(
-            t_start_ns=t_start_ns, t_end_ns=monotonic_ns(), interrupted=self._level > 0, audit=self._auditor.finish()
+    def _begin_schedule(self, t_start_ns: int) -> None:
+        order = self._order
+        self._schedule = make_schedule(
+            order.point, order.specs, t_start_ns, slots=order.slots, is_shared=order.share is not None
         )
 
-    def _prepare(self) -> None:
+    def _report(self, t_start_ns: int) -> PlayReport:
+        client = self._client
+        audit = self._auditor.finish(
+            num_connections=client.num_opened if client else 0, max_connections=client.max_open if client else 0
+        )
+        return PlayReport(
+            t_start_ns=t_start_ns,
+            t_end_ns=max(t_start_ns, monotonic_ns()),
+            interrupted=self._level > 0,
+            audit=audit,
+            lags=self._auditor.lags,
+        )
+
+    def _prepare(self, client: Client) -> None:
         """Build the first requests and open the connections of those that are due first."""
         while self._builder.wants_more():
             self._builder.build_one()
-        self._client.ensure_ahead(self._schedule.num_due_before(monotonic_ns() + AHEAD_NS))
+        client.ensure_ahead(self._schedule.num_due_before(monotonic_ns() + AHEAD_NS))
         give_up_ns = monotonic_ns() + PRECONNECT_NS
-        while self._client.num_opening and monotonic_ns() < give_up_ns:
-            self._client.poll(monotonic_ns() + PRECONNECT_STEP_NS)
+        while client.num_opening and monotonic_ns() < give_up_ns:
+            client.poll(monotonic_ns() + MEETING_STEP_NS)
 
-    def _turn(self) -> bool:
+    def _meet(self, client: Client) -> int:
+        """Wait for the other players; the common start, or now when the play is stopped before."""
+        num_ahead = self._schedule.num_due_before(monotonic_ns() + AHEAD_NS)
+        while self._stopped is None:
+            t_start_ns = self._control.meet("start")
+            if t_start_ns is not None:
+                return t_start_ns
+            now = monotonic_ns()
+            self._obey(client, now)
+            if now >= self._next_tick_ns:
+                self._next_tick_ns = now + TICK_NS
+                self._offset.sample()
+                client.scan(now)
+                client.ensure_ahead(num_ahead)
+            client.poll(now + MEETING_STEP_NS)
+        return monotonic_ns()
+
+    def _turn(self, client: Client) -> bool:
         """Send what is due, handle what is ready, work when idle. False when the play is over."""
         now = monotonic_ns()
         due_ns = None if self._stopped else self._send_due(now)
         if now >= self._next_tick_ns:
-            self._tick(now)
-        if due_ns is None and self._client.num_in_flight == 0 and (self._stopped or self._nothing_left()):
-            self._client.poll(0)
-            self._decode_all()
-            return self._client.num_in_flight > 0 or not (self._stopped or self._nothing_left())
-        has_work = bool(self._ended) or self._builder.wants_more()
+            self._tick(client, now)
+        if due_ns is None and client.num_in_flight == 0 and self._is_over():
+            client.poll(0)
+            self._recorder.decode_all()
+            return client.num_in_flight > 0 or not self._is_over()
+        has_work = self._recorder.has_work or self._builder.wants_more()
         wake_ns = self._next_tick_ns if due_ns is None else min(due_ns, self._next_tick_ns)
-        if not self._client.poll(0 if has_work else wake_ns) and has_work:
-            self._work()
-        elif self._ended:
-            self._catch_up(now)
+        if due_ns is None and self._awaits_others():
+            wake_ns = min(wake_ns, now + MEETING_STEP_NS)
+        if not client.poll(0 if has_work else wake_ns) and has_work:
+            self._builder.build_one() if self._builder.wants_more() else self._recorder.work()
+        else:
+            self._recorder.catch_up(now)
         return True
 
-    def _nothing_left(self) -> bool:
-        return self._schedule.num_issued >= len(self._order.specs)
+    def _is_over(self) -> bool:
+        return self._stopped is not None or self._schedule.num_issued >= len(self._order.specs)
+
+    def _awaits_others(self) -> bool:
+        """Offline on several workers: the warm-up has drained here, and the measured batch waits for the others."""
+        schedule = self._schedule
+        if not isinstance(schedule, Offline) or not schedule.is_held:
+            return False
+        t_measured_ns = self._control.meet("measured")
+        if t_measured_ns is not None:
+            schedule.release(t_measured_ns)
+        return True
 
     def _send_due(self, now: int) -> int | None:
         """Submit what is due, at most SENDS_PER_TURN before looking at the sockets again; when the next one is due."""
+        client = self._client
+        assert client is not None
         for _ in range(SENDS_PER_TURN):
             due = self._schedule.take(now)
             if due is None:
                 return self._schedule.next_due_ns()
-            self._client.submit(Exchange(self._builder.take(due[0]), due[1]))
+            client.submit(Exchange(self._builder.take(due[0]), due[1]))
         return now
 
     def _on_end(self, exchange: Exchange) -> None:
         """An exchange ended: keep it for decoding, free its slot, and send what that makes due at once."""
         self._num_done += 1
-        self._ended.append(exchange)
+        self._recorder.add(exchange)
         pause_ns = BACKOFF_NS if exchange.failure in _CONNECT_FAILURES else 0
         self._schedule.freed(exchange.request.index, exchange.t_end_ns + pause_ns)
         if not self._stopped and not pause_ns:
@@ -196,25 +241,24 @@ class _Player:
 
     # --- every TICK_NS ---
 
-    def _tick(self, now: int) -> None:
+    def _tick(self, client: Client, now: int) -> None:
         if self._next_tick_ns:
             self._auditor.woke(now - self._next_tick_ns)
         self._next_tick_ns = now + TICK_NS
         self._offset.sample()
-        self._client.scan(now)
-        self._obey(now)
+        client.scan(now)
+        self._recorder.look_at(client.live_exchanges())
+        self._obey(client, now)
         if not self._stopped:
             num_due = self._schedule.num_due_before(now + AHEAD_NS)
-            self._client.ensure_ahead(
-                num_due + (min(16, self._client.num_in_flight) if self._client.server_closes else 0)
-            )
-        if now - self._last_flush_ns >= FLUSH_NS:
-            self._flush()
+            client.ensure_ahead(num_due + (min(16, client.num_in_flight) if client.server_closes else 0))
+        if now - self._recorder.last_flush_ns >= FLUSH_NS:
+            self._recorder.flush()
         if now >= self._next_progress_ns:
             self._next_progress_ns = now + PROGRESS_NS
-            self._control.report(self._progress(now))
+            self._control.report(self._progress(client, now))
 
-    def _obey(self, now: int) -> None:
+    def _obey(self, client: Client, now: int) -> None:
         """Stop or cancel when asked to, when the drain time is over, or when the server is gone."""
         level = self._control.stop_level()
         if level > self._level:
@@ -224,92 +268,32 @@ class _Player:
                 self._cancel_at_ns = now + round(self._order.timeouts.drain * 1e9)
             else:
                 self._cancel_at_ns = None
-                self._client.end_all("cancelled", "cancelled")
+                client.end_all("cancelled", "cancelled")
         if self._cancel_at_ns is not None and now >= self._cancel_at_ns:
             self._cancel_at_ns = None
-            self._client.end_all("cancelled", "drain time over")
-        first = self._client.first_refusal_ns
-        if first is not None and self._client.last_refusal_ns - first >= self._server_gone_ns:
-            self._stopped = self._stopped or "server_gone"
+            client.end_all("cancelled", "drain time over")
+        first = client.first_refusal_ns
+        if first is not None and client.last_refusal_ns - first >= self._server_gone_ns:
+            why = "no_sockets" if client.last_refusal == "client_internal" else "server_gone"
+            self._stopped = self._stopped or why
 
-    def _progress(self, now: int) -> Progress:
-        in_stream = sum(max(0, len(exchange.user_ns) - 1) for exchange in self._client.live_exchanges())
+    def _progress(self, client: Client, now: int) -> Progress:
+        recorder = self._recorder
+        in_stream = sum(max(0, len(exchange.user_ns) - 1) for exchange in client.live_exchanges())
         return Progress(
             trial=self._order.trial,
             t_ns=now,
-            in_flight=self._client.num_in_flight,
+            in_flight=client.num_in_flight,
             num_sent=self._schedule.num_issued,
             num_done=self._num_done,
-            num_ok=self._num_ok,
-            num_failed=self._num_failed,
-            num_tokens=self._num_tokens + in_stream,
+            num_ok=recorder.num_ok,
+            num_failed=recorder.num_failed,
+            num_tokens=recorder.num_tokens + in_stream,
         )
 
-    # --- records ---
-
-    def _work(self) -> None:
-        """One piece of idle work: build a request, or decode a slice of an ended one."""
-        if self._builder.wants_more():
-            self._builder.build_one()
-        elif self._ended:
-            self._decode_slice(EVENTS_PER_SLICE)
-
-    def _decode_all(self) -> None:
-        while self._ended:
-            self._decode_slice(1 << 30)
-
-    def _catch_up(self, now: int) -> None:
-        """Decode what is overdue although streams are busy, for CATCH_UP_NS at most."""
-        stop_ns = now + CATCH_UP_NS
-        while self._ended and now - self._ended[0].t_end_ns > FORCE_DECODE_NS and monotonic_ns() < stop_ns:
-            self._decode_slice(1 << 30)
-
-    def _decode_slice(self, max_events: int) -> None:
-        """Read some events of the oldest ended exchange; keep its record when they were the last."""
-        exchange = self._ended[0]
-        try:
-            if self._answer is None:
-                self._answer = Answer(exchange.framer, self._dialect)
-            if not self._answer.read(max_events):
-                return
-            self._keep(self._decoded(exchange, self._answer))
-        except Exception as error:  # an error of ours must not lose the record, nor those of the other streams
-            self._keep(internal_error_record(exchange, self._order, repr(error)))
-        self._ended.popleft()
-        self._answer = None
-
-    def _decoded(self, exchange: Exchange, answer: Answer) -> RequestRecord:
-        if (self._offset.last_sample_ns or 0) < exchange.t_end_ns:
-            self._offset.sample()
-        at = arrivals(exchange, self._offset)
-        record = make_record(exchange, answer, self._order, self._dialect, at)
-        self._auditor.note(record, at)
-        return record
-
-    def _keep(self, record: RequestRecord) -> None:
-        self._records.append(record)
-        self._num_ok += record.outcome == "ok"
-        self._num_failed += record.outcome != "ok"
-        self._num_tokens += record.n_out if record.n_out is not None else len(record.chunk_ns)
-
-    def _flush(self) -> None:
-        self._last_flush_ns = monotonic_ns()
-        if self._records:
-            records, self._records = self._records, []
-            try:
-                self._sink.append(records)
-            except OSError as error:
-                raise StoreError("cannot write request records", found=str(error)) from error
-
-    def _write_unissued(self, outcome: str, detail: str) -> None:
-        for index, t_sched_ns in self._schedule.unissued(monotonic_ns()):
-            self._keep(unsent_record(self._order, index, t_sched_ns, outcome, detail))
-            if len(self._records) >= 10_000:
-                self._flush()
-
-    def _account_for_crash(self, error: Exception) -> None:
+    def _account_for_crash(self, client: Client, error: Exception) -> None:
         """An error of our own: what is in flight ends as client_internal, what was not issued as unsent."""
         self._stopped = f"client_internal: {error!r}"
-        self._client.end_all("client_internal", repr(error))
-        self._client.hand_over()
-        self._decode_all()
+        client.end_all("client_internal", repr(error))
+        client.hand_over()
+        self._recorder.decode_all()

@@ -6,10 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
+from perfsuite.load.lags import Lags
 from perfsuite.records import ClientAudit, RequestRecord
 from perfsuite.scenario.plan import LoadPoint, RequestSpecs
 from perfsuite.scenario.schema import Timeouts, Workload
-from perfsuite.scenario.workload import PromptRows
+from perfsuite.scenario.workload import FileRows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,30 +35,74 @@ class Target:
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     vocab_size: int
 
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What must be in no file: the values of the headers, and their last words ("Bearer KEY": KEY)."""
+        values = [value for _, value in self.headers]
+        words = [value.rpartition(" ")[2] for value in values]
+        return tuple(secret for secret in dict.fromkeys([*values, *words]) if len(secret) > 3)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """The part of a trial that one of several workers plays: every num_workers-th slot, and the requests dealt to it.
+
+    indices  int64, shape (num_requests,): index in the trial of each request of the part, ascending
+    """
+
+    worker: int
+    num_workers: int
+    indices: NDArray[np.int64]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlayOrder:
-    """One trial to play. `trial` is its ordinal in the plan."""
+    """One trial to play, or a share of it. `trial` is its ordinal in the plan.
+
+    specs  those of the share; a request's place in them is its position
+    tag    begins each X-Request-Id, the same for all workers; "" = to be made up
+    """
 
     trial: int
     point: LoadPoint
     specs: RequestSpecs
     workload: Workload
-    prompt_rows: PromptRows | None = None
+    prompt_rows: FileRows | None = None
     timeouts: Timeouts
+    share: Share | None = None
+    tag: str = ""
+
+    @property
+    def worker(self) -> int:
+        return 0 if self.share is None else self.share.worker
+
+    @property
+    def slots(self) -> slice:
+        """Which of the load point's slots belong to this order."""
+        return slice(None) if self.share is None else slice(self.share.worker, None, self.share.num_workers)
+
+    def index_of(self, position: int) -> int:
+        """Index in the trial of the request at a position of specs."""
+        return position if self.share is None else int(self.share.indices[position])
+
+    def phase_of(self, position: int) -> str:
+        """ "measured" or "warmup"."""
+        return "measured" if self.specs.measured[position] else "warmup"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlayReport:
     """How a play went. Times: nanoseconds on the monotonic clock, from the start of the schedule to the last end.
 
-    `interrupted`: it was stopped before every request had been issued and had ended.
+    interrupted  it was stopped before every request had been issued and had ended
+    lags         behind the audit's percentiles, so that those of several workers can be merged
     """
 
     t_start_ns: int
     t_end_ns: int
     interrupted: bool
     audit: ClientAudit
+    lags: Lags = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,3 +139,11 @@ class Control(Protocol):
         ...
 
     def report(self, progress: Progress) -> None: ...
+
+    def meet(self, stage: str) -> int | None:
+        """Say that this player has come to a stage; to be asked again until there is an answer.
+
+        The instant, monotonic ns, at which all players of the trial go on; None while one of them is awaited. Stages:
+        "start" (requests built, connections open) and "measured" (offline: the warm-up has drained).
+        """
+        ...

@@ -13,7 +13,7 @@ import orjson
 from perfsuite.dialects import DIALECTS, Ask
 from perfsuite.errors import UsageError
 from perfsuite.load.order import PlayOrder, Target
-from perfsuite.scenario.workload import prompt_text, prompt_token_ids
+from perfsuite.scenario.workload import TraceRows, prompt_text, prompt_token_ids
 
 MAX_AHEAD_BYTES = 64 << 20
 _HEAD = (
@@ -24,7 +24,11 @@ _HEAD = (
 
 @dataclass(frozen=True, slots=True)
 class BuiltRequest:
-    """A request ready to be sent. prompt_hash: 16 hexadecimal digits over the prompt's token ids or text."""
+    """A request ready to be sent.
+
+    index        position in the order's specs
+    prompt_hash  16 hexadecimal digits over the prompt's token ids or text
+    """
 
     index: int
     payload: bytes
@@ -33,16 +37,19 @@ class BuiltRequest:
 
 
 def request_head(target: Target) -> bytes:
-    """The head of every request of a play, up to its own fields. Raises UsageError for a header that cannot be sent."""
+    """The head of every request of a play, up to its own fields.
+
+    Raises UsageError for a header that cannot be sent, and for an API that the dialect does not speak.
+    """
     parts = urlsplit(target.url)
-    dialect = DIALECTS[target.dialect]
+    path = DIALECTS[target.dialect].paths.get(target.api)
+    if path is None:
+        raise UsageError(f"the dialect {target.dialect} does not speak api {target.api}", where=target.url)
     for name, value in target.headers:
         if any(mark in name + value for mark in "\r\n\0") or not (name + value).isascii():
             raise UsageError("a header holds a line break or a character outside ASCII", where=f"header {name!r}")
     headers = "".join(f"{name}: {value}\r\n" for name, value in target.headers)
-    return _HEAD.format(
-        path=parts.path.rstrip("/") + dialect.paths[target.api], host=parts.netloc, headers=headers
-    ).encode()
+    return _HEAD.format(path=parts.path.rstrip("/") + path, host=parts.netloc, headers=headers).encode()
 
 
 def build_ask(order: PlayOrder, target: Target, index: int) -> tuple[Ask, str]:
@@ -51,11 +58,11 @@ def build_ask(order: PlayOrder, target: Target, index: int) -> tuple[Ask, str]:
     row = int(specs.file_row[index])
     output_tokens = int(specs.output_tokens[index])
     content: dict[str, Any]
-    if row >= 0:
+    if row >= 0 and not isinstance(order.prompt_rows, TraceRows):
         assert order.prompt_rows is not None
-        rows = order.prompt_rows.rows[row]
-        output_tokens = rows.output_tokens or output_tokens
-        content = _file_content(rows.prompt, rows.messages, target.api)
+        of_file = order.prompt_rows.rows[row]
+        output_tokens = of_file.output_tokens or output_tokens
+        content = _file_content(of_file.prompt, of_file.messages, target.api)
     else:
         content = _random_content(order, target, index)
     ask = Ask(
@@ -85,9 +92,11 @@ def _random_content(order: PlayOrder, target: Target, index: int) -> dict[str, A
         int(specs.prefix_seed[index]),
         int(specs.prefix_tokens[index]),
     )
+    rows = order.prompt_rows
+    blocks = rows.blocks(int(specs.file_row[index])) if isinstance(rows, TraceRows) else None
     if target.api == "completions" and order.workload.prompt_as == "token_ids":
-        return {"prompt_ids": prompt_token_ids(*shape, vocab_size=target.vocab_size)}
-    text = prompt_text(*shape)
+        return {"prompt_ids": prompt_token_ids(*shape, vocab_size=target.vocab_size, blocks=blocks)}
+    text = prompt_text(*shape, blocks=blocks)
     return {"prompt": text} if target.api == "completions" else {"messages": [{"role": "user", "content": text}]}
 
 
@@ -146,5 +155,6 @@ class RequestBuilder:
     def _build(self, index: int) -> BuiltRequest:
         ask, digest = build_ask(self._order, self._target, index)
         body = orjson.dumps(self._dialect.build_body(ask), option=orjson.OPT_SERIALIZE_NUMPY)
-        own = f"X-Request-Id: {self._tag}-{self._order.trial}-{index}\r\nContent-Length: {len(body)}\r\n\r\n"
+        request_id = f"{self._tag}-{self._order.trial}-{self._order.index_of(index)}"
+        own = f"X-Request-Id: {request_id}\r\nContent-Length: {len(body)}\r\n\r\n"
         return BuiltRequest(index, self._head + own.encode() + body, digest, ask.output_tokens)

@@ -15,11 +15,16 @@ from numpy.typing import NDArray
 from perfsuite.scenario.arrivals import ramp_in_offsets_ns
 from perfsuite.scenario.plan import LoadPoint, RequestSpecs
 
+EVERY_SLOT = slice(None)
+
 
 class Schedule(Protocol):
-    """One of OpenLoop, ClosedLoop, Offline."""
+    """One of OpenLoop, LimitedOpenLoop, ClosedLoop, Offline."""
 
-    num_issued: int
+    @property
+    def num_issued(self) -> int:
+        """How many requests were taken."""
+        ...
 
     def next_due_ns(self) -> int | None:
         """When the next request is due; None when that waits for an answer, or all are issued."""
@@ -74,11 +79,56 @@ class OpenLoop:
             yield index, int(self._due[index])
 
 
-class ClosedLoop:
-    """`concurrency` slots that open evenly over the ramp-in; a slot is free again when its request ended."""
+class LimitedOpenLoop:
+    """Absolute due times, at most `max_in_flight` requests in flight: a due one waits, and stays due when it was."""
 
-    def __init__(self, num_requests: int, concurrency: int, ramp_in_s: float, t_start_ns: int) -> None:
-        offsets = ramp_in_offsets_ns(concurrency=concurrency, ramp_in_s=ramp_in_s)
+    def __init__(
+        self, offsets_ns: NDArray[np.int64], max_in_flight: int, t_start_ns: int, slots: slice = EVERY_SLOT
+    ) -> None:
+        self._loop = OpenLoop(offsets_ns, t_start_ns)
+        self._openings = [t_start_ns] * len(range(max_in_flight)[slots])
+
+    @property
+    def num_issued(self) -> int:
+        """See Schedule."""
+        return self._loop.num_issued
+
+    def next_due_ns(self) -> int | None:
+        """See Schedule. The instant at which the next one may go: due, and a slot is free."""
+        due = self._loop.next_due_ns()
+        return max(due, self._openings[0]) if due is not None and self._openings else None
+
+    def take(self, now_ns: int) -> tuple[int, int] | None:
+        """See Schedule. t_sched_ns is when it was due, however long it waited."""
+        may_go_ns = self.next_due_ns()
+        if may_go_ns is None or may_go_ns > now_ns:
+            return None
+        heapq.heappop(self._openings)
+        return self._loop.take(now_ns)
+
+    def freed(self, index: int, t_ns: int) -> None:
+        """See Schedule."""
+        heapq.heappush(self._openings, t_ns)
+
+    def num_due_before(self, t_ns: int) -> int:
+        """See Schedule."""
+        return min(self._loop.num_due_before(t_ns), sum(1 for opening in self._openings if opening < t_ns))
+
+    def unissued(self, now_ns: int) -> Iterator[tuple[int, int]]:
+        """See Schedule."""
+        return self._loop.unissued(now_ns)
+
+
+class ClosedLoop:
+    """`concurrency` slots that open evenly over the ramp-in; a slot is free again when its request ended.
+
+    slots: those of them that are played here, in the order of their opening.
+    """
+
+    def __init__(
+        self, num_requests: int, concurrency: int, ramp_in_s: float, t_start_ns: int, slots: slice = EVERY_SLOT
+    ) -> None:
+        offsets = ramp_in_offsets_ns(concurrency=concurrency, ramp_in_s=ramp_in_s)[slots]
         self._openings = [t_start_ns + int(offset) for offset in offsets]
         self._num_requests = num_requests
         self.num_issued = 0
@@ -112,14 +162,18 @@ class ClosedLoop:
 
 
 class Offline:
-    """Everything at once; the warm-up requests are played and answered before the measured ones are due."""
+    """Everything at once; the warm-up requests are played and answered before the measured ones are due.
 
-    def __init__(self, num_warmup: int, num_requests: int, t_start_ns: int) -> None:
+    waits: the measured ones are not due before `release`, since the warm-up is played elsewhere too.
+    """
+
+    def __init__(self, num_warmup: int, num_requests: int, t_start_ns: int, *, waits: bool = False) -> None:
         self._num_warmup = num_warmup
         self._num_requests = num_requests
         self._num_warming = num_warmup
         self._t_warmup_ns = t_start_ns
-        self._t_measured_ns = t_start_ns if num_warmup == 0 else None
+        self._waits = waits
+        self._t_measured_ns = t_start_ns if num_warmup == 0 and not waits else None
         self.num_issued = 0
 
     def next_due_ns(self) -> int | None:
@@ -140,8 +194,17 @@ class Offline:
         """See Schedule."""
         if index < self._num_warmup:
             self._num_warming -= 1
-            if self._num_warming == 0:
+            if self._num_warming == 0 and not self._waits:
                 self._t_measured_ns = t_ns
+
+    @property
+    def is_held(self) -> bool:
+        """The warm-up played here has drained, and the measured requests wait for `release`."""
+        return self._waits and self._num_warming == 0 and self._t_measured_ns is None
+
+    def release(self, t_ns: int) -> None:
+        """The measured requests are due at t_ns."""
+        self._t_measured_ns = t_ns
 
     def num_due_before(self, t_ns: int) -> int:
         """See Schedule."""
@@ -157,11 +220,19 @@ class Offline:
             yield index, now_ns
 
 
-def make_schedule(point: LoadPoint, specs: RequestSpecs, t_start_ns: int) -> Schedule:
-    """The schedule of a load point whose first request may go out at t_start_ns."""
+def make_schedule(
+    point: LoadPoint, specs: RequestSpecs, t_start_ns: int, *, slots: slice = EVERY_SLOT, is_shared: bool = False
+) -> Schedule:
+    """The schedule of a load point whose first request may go out at t_start_ns.
+
+    slots: the slots of a limited concurrency that are played here; is_shared: other workers play the rest.
+    """
+    if point.kind == "open" and point.max_in_flight is not None:
+        return LimitedOpenLoop(specs.t_offset_ns, point.max_in_flight, t_start_ns, slots)
     if point.kind == "open":
         return OpenLoop(specs.t_offset_ns, t_start_ns)
     if point.kind == "closed":
         assert point.concurrency is not None
-        return ClosedLoop(len(specs), point.concurrency, point.ramp_in_s, t_start_ns)
-    return Offline(int(np.count_nonzero(~specs.measured)), len(specs), t_start_ns)
+        return ClosedLoop(len(specs), point.concurrency, point.ramp_in_s, t_start_ns, slots)
+    waits = is_shared and point.num_warmup > 0
+    return Offline(int(np.count_nonzero(~specs.measured)), len(specs), t_start_ns, waits=waits)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from array import array
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -29,19 +29,22 @@ class ResponseFramer:
     """Follows one response as its bytes are appended to `raw`.
 
     Usage: `framer.raw += data`, then, when len(raw) >= framer.need, `framer.advance()`; True = complete.
-    raw          everything received, head included
+    raw          what was received, head included, and not taken away by take_body
+    base         bytes taken away before raw
     need         the length of raw below which `advance` cannot learn anything
     status       HTTP status, None until the head is complete
     headers      names in lower case; the last of equal names counts
     pieces       flat pairs (start, end) of body bytes within raw, chunk framing left out; the last may be incomplete
-    end          offset in raw just after the response, once is_complete
+    end          offset in the response just after it, once is_complete
     keep_alive   the connection may carry another request
     """
 
-    __slots__ = ("_mode", "_pos", "end", "headers", "is_complete", "keep_alive", "need", "pieces", "raw", "status")
+    __slots__ = ("_mode", "_pos", "base", "end", "headers", "is_complete", "keep_alive", "need", "pieces", "raw",
+                 "status")  # fmt: skip
 
     def __init__(self) -> None:
         self.raw = bytearray()
+        self.base = 0
         self.need = 1
         self.status: int | None = None
         self.headers: dict[bytes, bytes] = {}
@@ -51,6 +54,11 @@ class ResponseFramer:
         self.keep_alive = False
         self._mode = "head"
         self._pos = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes received so far."""
+        return self.base + len(self.raw)
 
     def feed(self, data: bytes) -> bool:
         """Append and advance. True when the response is complete. Raises WireError."""
@@ -74,23 +82,45 @@ class ResponseFramer:
             return self._complete(len(self.raw))
         return self.is_complete
 
+    def forget_body(self) -> None:
+        """Take away the body received so far; of a chunked one up to the last piece that is whole."""
+        raw, pieces = self.raw, self.pieces
+        if self._mode == "chunked":
+            num = 0
+            while num < len(pieces) and pieces[num + 1] + 2 <= len(raw):
+                num += 2
+            cut = pieces[num - 1] + 2 if num else 0
+            del pieces[:num]
+        else:
+            cut = 0
+            if pieces:
+                cut = pieces[0] = min(len(raw), pieces[1])
+        del raw[:cut]
+        self.base += cut
+        self.need -= cut
+        self._pos -= cut
+        self.pieces = array("q", [offset - cut for offset in pieces])
+
     def _complete(self, end: int) -> bool:
         self.is_complete = True
-        self.end = end
+        self.end = self.base + end
         self.need = UNBOUNDED
         if len(self.raw) > end:
             self.keep_alive = False  # bytes nobody asked for: the connection is out of step
         return True
 
     def _read_head(self) -> bool:
-        end = self.raw.find(b"\r\n\r\n", self._pos)
-        if end < 0:
-            self._check_unfinished_head()
-            return False
-        status, headers = _parse_head(bytes(self.raw[self._pos : end]))
-        self._pos = end + 4
-        if 100 <= status < 200:
-            return self._read_head()
+        """Read the head, interim ones (1xx) skipped. False while it is not whole."""
+        status, headers = 100, dict[bytes, bytes]()
+        while 100 <= status < 200:
+            end = self.raw.find(b"\r\n\r\n", self._pos)
+            if end < 0:
+                self._check_unfinished_head()
+                return False
+            status, headers = _parse_head(bytes(self.raw[self._pos : end]))
+            self._pos = end + 4
+            if self._pos > MAX_HEAD_BYTES:
+                raise WireError(f"head of the response longer than {MAX_HEAD_BYTES} bytes")
         self.status, self.headers = status, headers
         self._choose_mode(is_http_1_0=self.raw.startswith(b"HTTP/1.0"))
         return True
@@ -179,11 +209,11 @@ def _parse_head(head: bytes) -> tuple[int, dict[bytes, bytes]]:
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """A response body without its chunk framing.
+    """A response body, or a part of it, without its chunk framing.
 
     data     the bytes
     ends     offset in data after each piece
-    shifts   for each piece: offset in raw minus offset in data
+    shifts   for each piece: offset in the response minus offset in data
     """
 
     data: bytes
@@ -191,12 +221,36 @@ class Body:
     shifts: array[int]
 
     def raw_offset(self, offset: int) -> int:
-        """Where in the raw response the first `offset` bytes (at least 1) of the body end."""
+        """Where in the response the first `offset` bytes (at least 1) of the data end."""
         return offset + self.shifts[bisect_left(self.ends, offset)]
 
+    def followed_by(self, more: Body, *, start: int) -> Body:
+        """The data from `start` on, and after it the data of `more`."""
+        first = bisect_right(self.ends, start)
+        length = len(self.data) - start
+        ends = [end - start for end in self.ends[first:]] + [end + length for end in more.ends]
+        shifts = [shift + start for shift in self.shifts[first:]] + [shift - length for shift in more.shifts]
+        return Body(data=self.data[start:] + more.data, ends=array("q", ends), shifts=array("q", shifts))
 
-def read_body(framer: ResponseFramer) -> Body:
-    """The body received so far. Raises WireError when a chunk is longer or shorter than its size says."""
+
+NO_BODY = Body(data=b"", ends=array("q"), shifts=array("q"))
+
+
+def take_body(framer: ResponseFramer) -> Body:
+    """What came of the body since the last call; it is taken away from the framer, which goes on with the rest.
+
+    A chunk that is not whole yet stays. Raises WireError, see read_body.
+    """
+    body = read_body(framer, only_whole=True)
+    framer.forget_body()
+    return body
+
+
+def read_body(framer: ResponseFramer, *, only_whole: bool = False) -> Body:
+    """The body that the framer holds. only_whole: without a chunk that has not ended.
+
+    Raises WireError when a chunk is longer or shorter than its size says.
+    """
     raw = framer.raw
     have = len(raw)
     parts, ends, shifts = [], array("q"), array("q")
@@ -204,12 +258,12 @@ def read_body(framer: ResponseFramer) -> Body:
     is_chunked = framer._mode == "chunked"
     for number in range(0, len(framer.pieces), 2):
         start, end = framer.pieces[number], framer.pieces[number + 1]
-        if start >= have:
+        if start >= have or (only_whole and is_chunked and have < end + 2):
             break
         if is_chunked and not raw.startswith(b"\r\n", end) and have >= end + 2:
             raise WireError("a chunk does not end where its size says")
         part = raw[start : min(end, have)]
-        shifts.append(start - total)
+        shifts.append(framer.base + start - total)
         total += len(part)
         parts.append(part)
         ends.append(total)

@@ -1,6 +1,6 @@
-"""The worker process that plays trials, so that nothing else of perfsuite runs in the load generator's interpreter.
+"""The worker processes that play trials, so that nothing else of perfsuite runs in the load generator's interpreters.
 
-The worker ignores the terminal's signals: the parent decides, by stop levels. It ends by itself when its parent is gone
+A worker ignores the terminal's signals: the parent decides, by stop levels. It ends by itself when its parent is gone
 (end of file on the pipe; on Linux also the parent-death signal, for a worker that does not come to its pipe any more).
 """
 
@@ -13,113 +13,71 @@ import resource
 import select
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
+from multiprocessing.context import SpawnContext
 
 from perfsuite.errors import PerfsuiteError
 from perfsuite.load.driver import play
+from perfsuite.load.lead import Failed, Lead, Line, Meeting, Play, WorkerLost
 from perfsuite.load.order import PlayOrder, PlayReport, Progress, RecordSink, Target
+from perfsuite.load.shares import deal
 
-POLL_S = 0.05
-STOP_WAIT_S = 10.0
+__all__ = ["LoadWorkers", "WorkerLost", "start_workers"]
+
 ORPHAN_GRACE_S = 5
 _PR_SET_PDEATHSIG = 1
 _SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
-class WorkerLost(PerfsuiteError):
-    """The worker process died. The records it had appended are safe; those of its last second may be missing."""
+class LoadWorkers:
+    """Running worker processes. `pids`: their process ids, by worker."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Play:
-    order: PlayOrder
-    target: Target
-    sink_path: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Failed:
-    error: PerfsuiteError
-
-
-class LoadWorker:
-    """A running worker process. `pid` is its process id."""
-
-    def __init__(self, process: BaseProcess, pipe: Connection) -> None:
-        self._process = process
-        self._pipe = pipe
-        assert process.pid is not None
-        self.pid = process.pid
+    def __init__(self, lines: list[Line]) -> None:
+        self._lines = lines
+        self.pids = tuple(line.pid for line in lines)
 
     def play(
         self,
         order: PlayOrder,
         target: Target,
-        sink_path: str,
+        sink_path: Callable[[int], str],
         *,
         on_progress: Callable[[Progress], None],
         stop_level: Callable[[], int],
     ) -> PlayReport:
-        """Play a trial; each index of order.specs becomes one record in the sink that open_sink makes at sink_path.
+        """Play a trial; each index of order.specs becomes one record in the sink of the worker that it was dealt to.
 
-        stop_level is asked about twenty times a second: 0 go on, 1 stop issuing and drain, 2 cancel now.
-        Raises WorkerLost when the process died, and what the play raised (StoreError, UsageError).
+        Each worker's sink is the one that open_sink makes at sink_path(worker). stop_level is asked about twenty times
+        a second: 0 go on, 1 stop issuing and drain, 2 cancel now. Raises WorkerLost when a process died, and what a
+        play raised (StoreError, UsageError); the other workers are cancelled first.
         """
-        self._send(_Play(order=order, target=target, sink_path=sink_path))
-        told = 0
-        while True:
-            level = stop_level()
-            if level > told:
-                self._send(level)
-                told = level
-            message = self._receive()
-            if isinstance(message, Progress):
-                on_progress(message)
-            elif isinstance(message, PlayReport):
-                return message
-            elif isinstance(message, _Failed):
-                raise message.error
-
-    def _send(self, message: object) -> None:
-        try:
-            self._pipe.send(message)
-        except OSError as error:
-            raise self._lost() from error
-
-    def _receive(self) -> object:
-        """The next message; None when there is none within POLL_S."""
-        try:
-            return self._pipe.recv() if self._pipe.poll(POLL_S) else None
-        except (EOFError, OSError) as error:
-            raise self._lost() from error
-
-    def _lost(self) -> WorkerLost:
-        self._process.join(STOP_WAIT_S)
-        code = self._process.exitcode
-        how = f"killed by signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-        return WorkerLost("the load worker died", where=f"process {self.pid}", found=how)
-
-    def stop(self) -> None:
-        """End the process: by closing the pipe, and by killing it when that does not help."""
-        self._pipe.close()
-        self._process.join(STOP_WAIT_S)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
-        self._process.close()
+        tag = order.tag or f"perfsuite-{time.monotonic_ns():x}"
+        shares = deal(replace(order, tag=tag), len(self._lines))
+        plays = [Play(order=share, target=target, sink_path=sink_path(share.worker)) for share in shares]
+        return Lead(self._lines[: len(plays)], on_progress=on_progress, stop_level=stop_level).run(plays)
 
 
 @contextmanager
-def start_worker(open_sink: Callable[[str], RecordSink]) -> Iterator[LoadWorker]:
-    """One worker process for as long as the context lasts. `open_sink`: a picklable function from a path to a sink."""
+def start_workers(open_sink: Callable[[str], RecordSink], num: int) -> Iterator[LoadWorkers]:
+    """Worker processes for as long as the context lasts. `open_sink`: a picklable function from a path to a sink."""
     context = multiprocessing.get_context("spawn")
+    with ExitStack() as stack:
+        lines = []
+        for number in range(num):
+            line = _start(context, number, open_sink)
+            stack.callback(line.stop)
+            lines.append(line)
+        yield LoadWorkers(lines)
+
+
+def _start(context: SpawnContext, number: int, open_sink: Callable[[str], RecordSink]) -> Line:
     ours, theirs = context.Pipe()
     process = context.Process(
-        target=_main, args=(theirs, open_sink, os.getpid()), name="perfsuite-load-worker", daemon=True
+        target=_main, args=(theirs, open_sink, os.getpid()), name=f"perfsuite-load-worker-{number}", daemon=True
     )
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # until the child ignores them itself
     try:
@@ -127,28 +85,41 @@ def start_worker(open_sink: Callable[[str], RecordSink]) -> Iterator[LoadWorker]
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     theirs.close()
-    worker = LoadWorker(process, ours)
-    try:
-        yield worker
-    finally:
-        worker.stop()
+    return Line(number, process, ours)
 
 
 class _PipeControl:
-    """The worker's side of the pipe while it plays."""
+    """The worker's side of the pipe while it plays: see order.Control."""
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
         self._level = 0
+        self._asked: set[str] = set()
+        self._instants: dict[str, int] = {}
 
     def stop_level(self) -> int:
         """See order.Control. A closed pipe is a parent that is gone: cancel."""
         try:
             while self._pipe.poll():
-                self._level = max(self._level, self._pipe.recv())
+                self._take(self._pipe.recv())
         except (EOFError, OSError):
             self._level = 2
         return self._level
+
+    def _take(self, message: object) -> None:
+        if isinstance(message, Meeting) and message.t_ns is not None:
+            self._instants[message.stage] = message.t_ns
+        elif isinstance(message, int):
+            self._level = max(self._level, message)
+
+    def meet(self, stage: str) -> int | None:
+        """See order.Control."""
+        if stage not in self._asked:
+            self._asked.add(stage)
+            with suppress(OSError):
+                self._pipe.send(Meeting(stage=stage))
+        self.stop_level()
+        return self._instants.get(stage)
 
     def report(self, progress: Progress) -> None:
         """Send it, unless the parent does not read: the load must not wait for the display."""
@@ -167,11 +138,11 @@ def _main(pipe: Connection, open_sink: Callable[[str], RecordSink], parent_pid: 
     with suppress(EOFError, OSError):
         while True:
             message = pipe.recv()
-            if isinstance(message, _Play):
+            if isinstance(message, Play):
                 pipe.send(_play(message, open_sink, _PipeControl(pipe)))
 
 
-def _play(message: _Play, open_sink: Callable[[str], RecordSink], control: _PipeControl) -> PlayReport | _Failed:
+def _play(message: Play, open_sink: Callable[[str], RecordSink], control: _PipeControl) -> PlayReport | Failed:
     try:
         sink = open_sink(message.sink_path)
         try:
@@ -179,9 +150,9 @@ def _play(message: _Play, open_sink: Callable[[str], RecordSink], control: _Pipe
         finally:
             sink.close()
     except PerfsuiteError as error:
-        return _Failed(error=error)
+        return Failed(error=error)
     except Exception as error:
-        return _Failed(error=PerfsuiteError("the load worker failed", found=repr(error)))
+        return Failed(error=PerfsuiteError("the load worker failed", found=repr(error)))
 
 
 def _die_with_parent(parent_pid: int) -> None:

@@ -42,6 +42,7 @@ def summary_json(summary: RunSummary, *, run: Mapping[str, Any]) -> dict[str, An
             "run": dict(run),
             **_run(summary),
             "trials": [_trial(trial, summary) for trial in summary.trials],
+            "unfinished": {str(trial): asdict(part) for trial, part in summary.unfinished.items()},
             "servers": {str(block): _server(facts) for block, facts in summary.servers.items()},
         }
     )
@@ -182,6 +183,7 @@ def _trial(trial: TrialSummary, summary: RunSummary) -> dict[str, Any]:
         "mean_output_tokens": trial.mean_output_tokens,
         "mean_input_tokens": trial.mean_input_tokens,
         "tokens_per_chunk": trial.tokens_per_chunk,
+        "untold_tokens": trial.untold_tokens,
         "coalesced_ratio": trial.coalesced_ratio,
         "mser5_cut_ratio": trial.mser5_cut_ratio,
         "step_slip_ratio": trial.step_slip_ratio,

@@ -6,6 +6,7 @@ from typing import Any
 
 from perfsuite.analysis.estimate import ASSUMED_PAIR_SD_RATIO, PlanEstimate, PointEstimate
 from perfsuite.analysis.metrics import min_samples
+from perfsuite.scenario.arrivals import RateStage
 from perfsuite.units import format_duration_s, format_number
 
 
@@ -19,6 +20,7 @@ def plan_text(estimate: PlanEstimate, *, width: int) -> str:
         *_arm_lines(estimate),
         "",
         *_point_lines(estimate),
+        *_schedule_lines(estimate),
         "",
         *_order_lines(estimate, width),
         "",
@@ -39,14 +41,41 @@ def _arm_lines(estimate: PlanEstimate) -> list[str]:
 
 
 def _point_lines(estimate: PlanEstimate) -> list[str]:
-    head = f"{'load point (each trial)':<28}{'warm-up':>8}{'measured':>9}{'tok in':>10}{'tok out':>10}  percentiles"
+    room = max(28, *(len(p.label) + 1 for p in estimate.points))
+    head = f"{'load point (each trial)':<{room}}{'warm-up':>8}{'measured':>9}{'tok in':>10}{'tok out':>10}  percentiles"
     lines = [head]
     for p in estimate.points:
         tokens_in = f"{p.input_tokens:,}" if p.input_tokens else "from file"
         counts = f"{p.num_warmup:>8,}{p.num_measured:>9,}{tokens_in:>10}{p.output_tokens:>10,}"
-        lines.append(f"{p.label:<28}{counts}  {_percentiles(p)}")
+        lines.append(f"{p.label:<{room}}{counts}  {_percentiles(p)}")
     lines.append(f"p99 needs {min_samples(99)} measured requests in a trial, p99.9 {min_samples(99.9):,}")
     return lines
+
+
+def _schedule_lines(estimate: PlanEstimate) -> list[str]:
+    """What a label cannot say: the stages, the trace, and what a limit of the requests in flight does."""
+    lines = []
+    for p in estimate.points:
+        if p.point.stages:
+            lines.append(f"{p.label}: {', '.join(map(_stage, p.point.stages))}")
+        if p.point.trace_speed is not None and p.schedule_s is not None:
+            num, rate = p.num_warmup + p.num_measured, "all at once"
+            if p.schedule_s > 0:
+                rate = f"{format_number((num - 1) / p.schedule_s)} req/s on average"
+            repeated = f"; {p.repeated_tokens:,} prompt tokens repeat earlier blocks" if p.repeated_tokens else ""
+            lines.append(f"{p.label}: {num:,} rows in {format_duration_s(p.schedule_s)}, {rate}{repeated}")
+        if p.point.max_in_flight is not None:
+            lines.append(
+                f"{p.label}: a due request waits while {p.point.max_in_flight} are in flight; its TTFT has the wait"
+            )
+    return lines
+
+
+def _stage(stage: RateStage) -> str:
+    duration = format_duration_s(stage.duration_s)
+    if stage.start_per_s == stage.end_per_s:
+        return f"{stage.end_per_s:g} req/s for {duration}"
+    return f"{stage.start_per_s:g} to {stage.end_per_s:g} req/s in {duration}"
 
 
 def _percentiles(point: PointEstimate) -> str:
@@ -107,6 +136,9 @@ def plan_json(estimate: PlanEstimate) -> dict[str, Any]:
                 "input_tokens": p.input_tokens,
                 "output_tokens": p.output_tokens,
                 "percentiles": list(p.percentiles),
+                "schedule_s": p.schedule_s,
+                "max_in_flight": p.point.max_in_flight,
+                "repeated_tokens": p.repeated_tokens,
                 "estimated_warmup_s": p.warmup_s,
                 "estimated_measured_s": p.measured_s,
             }

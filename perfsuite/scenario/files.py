@@ -1,4 +1,4 @@
-"""Reading scenario files, prompt files: the one module of this room that touches the disk.
+"""Reading scenario files and prompt files. Only this module and traces.py of this room touch the disk.
 
 Errors name file, line, key, what was found and the cure.
 """
@@ -20,13 +20,19 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from perfsuite.errors import ScenarioError
+from perfsuite.scenario.fields import MAX_TOKENS, json_trouble
 from perfsuite.scenario.schema import SCHEMA_VERSION, Scenario, Workload
-from perfsuite.scenario.workload import PromptRow, PromptRows
+from perfsuite.scenario.traces import load_trace
+from perfsuite.scenario.workload import FileRows, PromptRow, PromptRows
 
 MAX_FILE_BYTES = 1_000_000
 MAX_NODES = 50_000
 
 Loc = tuple[int | str, ...]
+
+_KEY_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
+_BOM = b"\xef\xbb\xbf"  # U+FEFF, which some editors put at the beginning of UTF-8
+_NOT_LAUNCHED = ("trtllm", "tensorrt-llm", "tensorrt_llm", "trt-llm", "sglang")
 
 _PATTERN_WORDS: dict[str, tuple[str, str]] = {
     "api_key": (
@@ -82,12 +88,12 @@ def parse_scenario(text: str, *, name: str) -> Scenario:
 
 @contextmanager
 def located(text: str, *, name: str) -> Iterator[None]:
-    """A ScenarioError raised inside names a dotted key; it leaves with file and line as well."""
+    """A ScenarioError raised inside names a dotted key, and maybe a place after ": "; it leaves with file and line."""
     try:
         yield
     except ScenarioError as error:
         lines = {_dotted(loc): line for loc, line in _parse_yaml(text, name)[1].items()}
-        key = error.where or ""
+        key = (error.where or "").partition(": ")[0]
         while key and key not in lines:
             key = key.rpartition(".")[0]
         error.where = f"{name}:{lines.get(key, 1)}: {error.where}"
@@ -124,6 +130,13 @@ def _walk(node: yaml.Node, loc: Loc, name: str) -> Iterator[tuple[Loc, int]]:
         seen: dict[str, int] = {}
         for key, value in node.value:
             line = key.start_mark.line + 1
+            if key.tag not in _KEY_TAGS:
+                raise ScenarioError(
+                    "a key is a text",
+                    where=f"{name}:{line}: {_dotted(loc)}" if loc else f"{name}:{line}",
+                    found=_short(key.value) if isinstance(key, yaml.ScalarNode) else "a list or a mapping",
+                    cure="write it in quotes",
+                )
             text = str(key.value)
             if text in seen:
                 raise ScenarioError(
@@ -151,8 +164,9 @@ def _first_error(error: ValidationError, data: Any, lines: dict[Loc, int], name:
     loc = _data_loc(first["loc"], data)
     what, found, cure = _explain(first, data)
     key, colon, rest = what.partition(": ")
-    if first["type"] == "value_error" and colon and (*loc, key) in lines:
-        loc, what = (*loc, key), rest  # a check of several keys names the one to change
+    named = {_dotted(at): at for at in lines}.get(_dotted((*loc, key)))
+    if first["type"] == "value_error" and colon and named:
+        loc, what = named, rest  # a check of several keys names the one to change
     if len(details) > 1:
         more = f"{len(details) - 1} more problem{'s' if len(details) > 2 else ''} in this file"
         cure = f"{cure}; {more}" if cure else more
@@ -198,13 +212,26 @@ def _explain(detail: ErrorDetails, data: Any) -> tuple[str, str | None, str | No
     if kind == "missing":
         return f"the key {key!r} is missing", None, f"add {key}"
     if kind == "literal_error":
-        allowed = [word.strip(" '") for word in str(detail["ctx"]["expected"]).replace(" or ", ",").split(",")]
-        return "not one of the known values", repr(detail["input"]), _did_you_mean(str(detail["input"]), allowed)
+        return "not one of the known values", _short(detail["input"]), _value_cure(key, detail)
     if kind == "string_pattern_mismatch" and key in _PATTERN_WORDS:
         return _PATTERN_WORDS[key][0], _short(detail["input"]), _PATTERN_WORDS[key][1]
     message = detail["msg"].removeprefix("Value error, ")
     found = None if kind == "value_error" else _short(detail["input"])
     return message[:1].lower() + message[1:], found, None
+
+
+def _value_cure(key: str, detail: ErrorDetails) -> str:
+    """What to write instead of a value that is none of the known ones."""
+    allowed = [word.strip(" '") for word in str(detail["ctx"]["expected"]).replace(" or ", ",").split(",")]
+    word = str(detail["input"])
+    if key == "engine" and word.lower() in _NOT_LAUNCHED:
+        return (
+            f"this version does not launch {word}; engine attach measures a server that is up: "
+            f"write engine: attach and its url (known: {', '.join(allowed)})"
+        )
+    if word.strip() in allowed:  # the same to the eye, of another type
+        return f"write the number {word.strip()}, without quotes"
+    return _did_you_mean(word, allowed)
 
 
 def _short(value: Any) -> str:
@@ -244,8 +271,24 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
+def load_rows(workload: Workload, scenario_path: Path) -> FileRows | None:
+    """The rows of the workload's file, None for a workload without one.
+
+    Raises ScenarioError whose `where` is the key workload.path, and after ": " the row.
+    """
+    try:
+        if workload.kind != "trace":
+            return load_prompt_rows(workload, scenario_path)
+        assert workload.path is not None and workload.format is not None
+        return load_trace(scenario_path.parent / workload.path, workload.format)
+    except ScenarioError as error:
+        if error.where is not None and error.where != "workload.path":
+            error.where = f"workload.path: {error.where}"
+        raise
+
+
 def load_prompt_rows(workload: Workload, scenario_path: Path) -> PromptRows | None:
-    """The prompts of a file workload, None for other workloads.
+    """The prompts of a file workload, None for a random one.
 
     JSONL: one object a line; Parquet: the same columns. `prompt` (text) for api completions, `messages` for api chat
     (a `prompt` becomes one user message), `output_tokens` optional. Raises ScenarioError naming the row.
@@ -255,7 +298,7 @@ def load_prompt_rows(workload: Workload, scenario_path: Path) -> PromptRows | No
     path = scenario_path.parent / workload.path
     if not path.is_file():
         raise ScenarioError("the prompt file does not exist", where="workload.path", found=str(path))
-    read = _read_parquet if path.suffix == ".parquet" else _read_jsonl
+    read = _read_parquet if path.suffix.lower() == ".parquet" else _read_jsonl
     rows = tuple(_prompt_row(where, row, workload) for where, row in read(path))
     if not rows:
         raise ScenarioError("the prompt file has no rows", where="workload.path", found=str(path))
@@ -263,7 +306,7 @@ def load_prompt_rows(workload: Workload, scenario_path: Path) -> PromptRows | No
 
 
 def file_digest(workload: Workload, scenario_path: Path) -> str:
-    """SHA-256 of the prompt file, hexadecimal; "" without one."""
+    """SHA-256 of the workload's file, hexadecimal; "" without one."""
     if workload.path is None:
         return ""
     with (scenario_path.parent / workload.path).open("rb") as file:
@@ -273,6 +316,8 @@ def file_digest(workload: Workload, scenario_path: Path) -> str:
 def _read_jsonl(path: Path) -> Iterator[tuple[str, Any]]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
+            if number == 1:
+                line = line.removeprefix(_BOM)
             if not line.strip():
                 continue
             try:
@@ -304,6 +349,10 @@ def _prompt_row(where: str, row: Any, workload: Workload) -> PromptRow:
         raise ScenarioError(
             "a row needs the key messages (a list of objects) or prompt", where=where, found=_short(row)
         )
-    if tokens is not None and (not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1):
-        raise ScenarioError("output_tokens of a row is an integer of at least 1", where=where, found=_short(tokens))
+    for place, what in json_trouble(messages):
+        raise ScenarioError(f"JSON cannot carry {what}", where=f"{where}: messages{place}")
+    if tokens is not None and (type(tokens) is not int or not 1 <= tokens <= MAX_TOKENS):
+        raise ScenarioError(
+            f"output_tokens of a row is an integer from 1 to {MAX_TOKENS:,}", where=where, found=_short(tokens)
+        )
     return PromptRow(prompt=prompt if workload.api == "completions" else None, messages=messages, output_tokens=tokens)

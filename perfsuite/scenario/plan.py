@@ -2,22 +2,28 @@
 
 Seeds are split per dimension (prompts, lengths, arrivals, order), pair and load point, so that the arms of a pair
 get the same requests at the same times, and no later trial repeats a text. Comparisons of one
-scenario share their requests.
+scenario share their requests. The lengths and times of a trace are columns of its file, which the digest covers as a
+file: a plan can be built again without it, and then lacks them.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from enum import IntEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
 from perfsuite.errors import ScenarioError
-from perfsuite.scenario.arrivals import num_requests_within, open_loop_offsets_ns
-from perfsuite.scenario.schema import Load, Scenario, TokenRange, Workload
+from perfsuite.scenario.arrivals import num_requests_within, open_loop_offsets_ns, staged_offsets_ns
+from perfsuite.scenario.fields import MAX_DURATION_S, TokenRange
+from perfsuite.scenario.load_points import LoadPoint as LoadPoint
+from perfsuite.scenario.load_points import entry_of_point
+from perfsuite.scenario.load_points import expand_load_points as expand_load_points
+from perfsuite.scenario.schema import Scenario, Workload
+from perfsuite.scenario.workload import TRACE_BLOCK_TOKENS, TraceRows
 
 CLOSED_LOOP_OFFSET = -1
 
@@ -34,47 +40,15 @@ class SeedDimension(IntEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LoadPoint:
-    """One concurrency, one request rate, or one offline batch.
-
-    kind               "closed", "open" or "offline"
-    concurrency        closed: requests in flight
-    rate_per_s         open: mean arrivals per second
-    num_warmup         requests played before the measured ones, with the same load
-    num_requests       measured requests; None in open loop with a duration: it follows from the arrivals
-    """
-
-    kind: str
-    concurrency: int | None = None
-    rate_per_s: float | None = None
-    arrivals: str = "poisson"
-    burstiness: float = 1.0
-    duration_s: float | None = None
-    ramp_in_s: float = 0.0
-    num_warmup: int = 0
-    num_requests: int | None = None
-
-    @property
-    def label(self) -> str:
-        """Name of the load point in tables: "concurrency 8", "2 req/s poisson", "offline 100"."""
-        if self.kind == "closed":
-            return f"concurrency {self.concurrency}"
-        if self.kind == "open":
-            shape = f"gamma {self.burstiness:g}" if self.arrivals == "gamma" else self.arrivals
-            return f"{self.rate_per_s:g} req/s {shape}"
-        return f"offline {self.num_requests}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RequestSpecs:
     """What each request of a trial asks for, as columns of shape (num_requests,), warm-up first.
 
     seed           uint64, decides the prompt's text
     input_tokens   int32, whole prompt; 0 when the prompt comes from a file
     output_tokens  int32
-    prefix_seed    uint64, text of the shared prefix; 0 = none
-    prefix_tokens  int32, counted inside input_tokens
-    file_row       int32, row of the prompt file; -1 = none
+    prefix_seed    uint64, text of the shared prefix, or of all blocks of a trace; 0 = none
+    prefix_tokens  int32, counted inside input_tokens; the whole blocks of a trace
+    file_row       int32, row of the prompt file or trace; -1 = none
     t_offset_ns    int64 after the trial's start; CLOSED_LOOP_OFFSET in closed loop: sent when a slot is free
     measured       bool, False in warm-up
     """
@@ -93,8 +67,8 @@ class RequestSpecs:
 
     def update(self, digest: hashlib._Hash) -> None:
         """Feed every column to a digest."""
-        for field in fields(self):
-            digest.update(np.ascontiguousarray(getattr(self, field.name)).tobytes())
+        for column in fields(self):
+            digest.update(np.ascontiguousarray(getattr(self, column.name)).tobytes())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,8 +98,9 @@ class Block:
 class Plan:
     """Blocks in playing order.
 
-    num_file_rows, file_digest   rows and SHA-256 of the prompt file; 0 and "" without one
-    digest                       SHA-256 over every request spec, load point, block and the prompt file
+    num_file_rows, file_digest   rows and SHA-256 of the prompt file or trace; 0 and "" without one
+    digest                       SHA-256 over every request spec, load point, block and the workload's file
+    trace                        rows of the trace; None without one, and in a plan that was built again from a bundle
     """
 
     scenario: Scenario
@@ -134,58 +109,23 @@ class Plan:
     num_file_rows: int
     file_digest: str
     digest: str
+    trace: TraceRows | None = field(default=None, repr=False, compare=False)
 
     @property
     def trials(self) -> tuple[Trial, ...]:
         return tuple(trial for block in self.blocks for trial in block.trials)
 
 
-def expand_load_points(loads: Sequence[Load]) -> tuple[LoadPoint, ...]:
-    """The sweep: one load point for each concurrency, rate or offline entry, in file order.
+def build_plan(
+    scenario: Scenario, *, num_file_rows: int = 0, file_digest: str = "", trace: TraceRows | None = None
+) -> Plan:
+    """The plan of a scenario; rows and SHA-256 of its prompt file or trace, when it has one, and the trace's rows.
 
-    Raises ScenarioError when two entries make the same load point.
-    """
-    points = tuple(point for load in loads for point in _points_of(load))
-    labels = [point.label for point in points]
-    for label in labels:
-        if labels.count(label) > 1:
-            raise ScenarioError("two entries make the same load point", where="load", found=label)
-    return points
-
-
-def _points_of(load: Load) -> Iterator[LoadPoint]:
-    if load.concurrency is not None:
-        for concurrency in load.concurrency:
-            requests = load.requests or concurrency * (load.requests_per_concurrency or 1)
-            warmup = load.warmup_requests or concurrency * (load.warmup_per_concurrency or 0)
-            yield LoadPoint(
-                kind="closed",
-                concurrency=concurrency,
-                ramp_in_s=load.ramp_in,
-                num_warmup=warmup,
-                num_requests=requests,
-            )
-    elif load.rate is not None:
-        for rate in load.rate:
-            yield LoadPoint(
-                kind="open",
-                rate_per_s=rate,
-                arrivals=load.arrivals,
-                burstiness=load.burstiness,
-                duration_s=load.duration,
-                num_warmup=load.warmup_requests or 0,
-                num_requests=load.requests,
-            )
-    else:
-        yield LoadPoint(kind="offline", num_warmup=load.warmup_requests or 0, num_requests=load.requests)
-
-
-def build_plan(scenario: Scenario, *, num_file_rows: int = 0, file_digest: str = "") -> Plan:
-    """The plan of a scenario; rows and SHA-256 of its prompt file, when it has one.
-
-    Raises ScenarioError when the plan exceeds the scenario's limits.
+    Raises ScenarioError when the plan exceeds the scenario's limits, or its trace.
     """
     points = expand_load_points(scenario.load)
+    if scenario.workload.kind == "trace":
+        _check_trace(scenario, num_file_rows, trace)
     blocks = tuple(_number(_block_order(scenario), points, scenario.seed))
     digest = hashlib.sha256(file_digest.encode())
     total = 0
@@ -196,7 +136,8 @@ def build_plan(scenario: Scenario, *, num_file_rows: int = 0, file_digest: str =
             key = (trial.pair, trial.load_point)
             if key not in cache:
                 specs = request_specs(scenario, points[trial.load_point], trial, num_file_rows)
-                part = hashlib.sha256(repr(points[trial.load_point]).encode())
+                _check_due(int(specs.t_offset_ns[-1]) / 1e9, scenario, trial.load_point)
+                part = hashlib.sha256(points[trial.load_point].digest_text.encode())
                 specs.update(part)
                 cache[key] = part.digest() + len(specs).to_bytes(8, "big")
             digest.update(cache[key])
@@ -209,7 +150,48 @@ def build_plan(scenario: Scenario, *, num_file_rows: int = 0, file_digest: str =
         num_file_rows=num_file_rows,
         file_digest=file_digest,
         digest=digest.hexdigest(),
+        trace=trace,
     )
+
+
+def _check_trace(scenario: Scenario, num_rows: int, trace: TraceRows | None) -> None:
+    """Has the trace as many rows as the load entries want, and does its longest request fit?"""
+    for number, load in enumerate(scenario.load):
+        assert load.trace is not None
+        wanted = (load.warmup_requests or 0) + (load.trace.requests or 1)
+        if wanted > num_rows:
+            key = "trace.requests" if load.trace.requests else "warmup_requests"
+            raise ScenarioError(
+                f"the trace has fewer rows than the {wanted:,} that warm-up and measured requests want",
+                where=f"load[{number}].{key}",
+                found=f"{num_rows:,} rows",
+                cure="ask for fewer, or name a longer trace",
+            )
+    if trace is None:
+        return
+    for index, point in enumerate(expand_load_points(scenario.load)):
+        assert point.trace_speed is not None
+        num = num_rows if point.num_requests is None else point.num_warmup + point.num_requests
+        _check_due(int(trace.t_ns[num - 1]) / 1e9 / point.trace_speed, scenario, index)
+    longest = int((trace.input_tokens + trace.output_tokens).max())
+    for name, arm in scenario.arms.items():
+        if arm.max_model_len is not None and longest > arm.max_model_len:
+            raise ScenarioError(
+                f"the trace has a request of {longest:,} tokens, prompt and answer",
+                where=f"arms.{name}.max_model_len",
+                found=f"{arm.max_model_len:,}",
+                cure="raise max_model_len, or leave the long requests out of the trace",
+            )
+
+
+def _check_due(last_s: float, scenario: Scenario, load_point: int) -> None:
+    if last_s > MAX_DURATION_S:
+        raise ScenarioError(
+            "the last request of a trial is due after more than 7 days",
+            where=f"load[{entry_of_point(scenario.load)[load_point]}]",
+            found=f"{last_s / 86400:,.1f} days",
+            cure="ask for fewer requests, for a higher rate, or for a trace at a higher speed",
+        )
 
 
 def _check_total(total: int, scenario: Scenario) -> None:
@@ -248,12 +230,19 @@ def _number(order: Iterator[tuple[str, int | None, int]], points: Sequence[LoadP
         yield Block(ordinal=number, arm=arm, comparison=comparison, pair=pair, trials=tuple(trials))
 
 
-def request_specs(scenario: Scenario, point: LoadPoint, trial: Trial, num_file_rows: int) -> RequestSpecs:
-    """The request specs of a trial: a function of (seed, pair, load point) alone, so both arms of a pair share them."""
+def request_specs(
+    scenario: Scenario, point: LoadPoint, trial: Trial, num_file_rows: int, trace: TraceRows | None = None
+) -> RequestSpecs:
+    """The request specs of a trial: a function of (seed, pair, load point) alone, so both arms of a pair share them.
+
+    Without the rows of its trace, a trace load has its specs but their lengths and times, which are 0.
+    """
 
     def rng(dimension: SeedDimension) -> np.random.Generator:
         return _rng(scenario.seed, dimension, trial.pair, trial.load_point)
 
+    if point.trace_speed is not None:
+        return _trace_specs(point, rng, num_file_rows, trace)
     t_offset_ns = _arrival_offsets(point, rng)
     num = len(t_offset_ns)
     workload = scenario.workload
@@ -261,7 +250,7 @@ def request_specs(scenario: Scenario, point: LoadPoint, trial: Trial, num_file_r
     input_tokens = _lengths(lengths, workload.input_tokens, num)
     prefix_seed, prefix_tokens = _prefixes(rng(SeedDimension.PREFIXES), workload, num)
     return RequestSpecs(
-        seed=rng(SeedDimension.PROMPTS).integers(1, 2**63, num, dtype=np.uint64),
+        seed=_prompt_seeds(rng, num),
         input_tokens=input_tokens,
         output_tokens=_lengths(lengths, workload.output_tokens, num),
         prefix_seed=prefix_seed,
@@ -272,11 +261,45 @@ def request_specs(scenario: Scenario, point: LoadPoint, trial: Trial, num_file_r
     )
 
 
+def _trace_specs(
+    point: LoadPoint, rng: Callable[[SeedDimension], np.random.Generator], num_rows: int, trace: TraceRows | None
+) -> RequestSpecs:
+    """The first rows of the trace, warm-up first, in its order; the blocks of the whole trial have one seed."""
+    assert point.trace_speed is not None
+    num = num_rows if point.num_requests is None else point.num_warmup + point.num_requests
+    none = np.zeros(num, dtype=np.int32)
+    prefix_seed = rng(SeedDimension.PREFIXES).integers(1, 2**63, dtype=np.uint64)
+    num_blocks = none if trace is None else np.diff(trace.block_start[: num + 1]).astype(np.int32)
+    t_ns = np.zeros(num, dtype=np.int64) if trace is None else trace.t_ns[:num]
+    return RequestSpecs(
+        seed=_prompt_seeds(rng, num),
+        input_tokens=none if trace is None else trace.input_tokens[:num],
+        output_tokens=none if trace is None else trace.output_tokens[:num],
+        prefix_seed=np.full(num, prefix_seed),
+        prefix_tokens=num_blocks * np.int32(TRACE_BLOCK_TOKENS),
+        file_row=np.arange(num, dtype=np.int32),
+        t_offset_ns=np.rint(t_ns / point.trace_speed).astype(np.int64),
+        measured=np.arange(num) >= point.num_warmup,
+    )
+
+
+def _prompt_seeds(rng: Callable[[SeedDimension], np.random.Generator], num: int) -> NDArray[np.uint64]:
+    return rng(SeedDimension.PROMPTS).integers(1, 2**63, num, dtype=np.uint64)
+
+
 def _rng(seed: int, dimension: SeedDimension, pair: int, load_point: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, int(dimension), pair, load_point])))
 
 
 def _arrival_offsets(point: LoadPoint, rng: Callable[[SeedDimension], np.random.Generator]) -> NDArray[np.int64]:
+    if point.stages:
+        return staged_offsets_ns(
+            rng(SeedDimension.ARRIVALS),
+            stages=point.stages,
+            arrivals=point.arrivals,
+            burstiness=point.burstiness,
+            num_warmup=point.num_warmup,
+        )
     if point.kind == "open":
         assert point.rate_per_s is not None
         shape = {"rate_per_s": point.rate_per_s, "burstiness": point.burstiness}

@@ -7,70 +7,36 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
-from perfsuite.units import parse_duration_s, parse_rate_per_s
+from perfsuite.scenario.fields import (
+    MAX_CONCURRENCY,
+    MAX_TOKENS,
+    BaseUrl,
+    DurationS,
+    Name,
+    OneOrMore,
+    Strict,
+    TokenCount,
+    Tokens,
+    as_list,
+    json_trouble,
+)
+from perfsuite.scenario.load_entry import Load
 
 SCHEMA_VERSION = 1
-MAX_REQUESTS_PER_TRIAL = 10_000_000
-MAX_TOKENS = 10_000_000
-MAX_CONCURRENCY = 100_000
 
 Engine = Literal["emulated", "vllm", "attach"]
 Precision = Literal["bf16", "fp8", "nvfp4", "mxfp4"]
 KvDtype = Literal["auto", "bf16", "fp8"]
+TraceFormat = Literal["mooncake", "azure", "burstgpt"]
+DialectName = Literal["vllm", "sglang", "sglang-generate", "trtllm", "openai"]
 
-
-def _duration(value: Any) -> Any:
-    if isinstance(value, str):
-        return parse_duration_s(value)
-    raise ValueError(f"wanted a duration with its unit, such as 500ms, 2s or 1.5min, found {value!r}")
-
-
-def _rate(value: Any) -> Any:
-    if isinstance(value, str):
-        return parse_rate_per_s(value)
-    raise ValueError(f'wanted a rate with its unit, such as "2 req/s", found {value!r}')
-
-
-def _as_list(value: Any) -> Any:
-    return value if isinstance(value, list) else [value]
-
-
-def _token_range(value: Any) -> Any:
-    return {"min": value, "max": value} if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-_DURATION_SCHEMA = WithJsonSchema({"type": "string", "examples": ["500ms", "2s", "10min"]})
-DurationS = Annotated[float, BeforeValidator(_duration), Field(gt=0, le=7 * 86400), _DURATION_SCHEMA]
-DurationOrZeroS = Annotated[float, BeforeValidator(_duration), Field(ge=0, le=7 * 86400), _DURATION_SCHEMA]
-RatePerS = Annotated[
-    float, BeforeValidator(_rate), Field(gt=0, le=1e6), WithJsonSchema({"type": "string", "examples": ["2 req/s"]})
-]
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-Tokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
-
-
-class Strict(BaseModel):
-    """Every model of a scenario: no unknown keys, no coercion, no NaN, immutable."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class TokenRange(Strict):
-    """A uniform integer range of token counts, both ends included. A plain integer means exactly that many."""
-
-    min: Tokens
-    max: Tokens
-
-    @model_validator(mode="after")
-    def _ordered(self) -> TokenRange:
-        if self.min > self.max:
-            raise ValueError(f"min ({self.min}) is greater than max ({self.max})")
-        return self
-
-
-TokenCount = Annotated[TokenRange, BeforeValidator(_token_range)]
+_ATTACH_ONLY = ("url", "api_key", "dialect")
+_NOT_WITH_ATTACH = (
+    "flags", "command", "env", "max_num_seqs", "max_num_batched_tokens", "max_model_len", "gpu_memory_fraction",
+    "parallelism",
+)  # fmt: skip
 
 
 class Parallelism(Strict):
@@ -109,25 +75,28 @@ class Arm(Strict):
     prefix_cache: bool = False
     chunked_prefill: bool = True
     served_name: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
-    command: list[str] | None = Field(default=None, description="program that starts the engine, before its arguments")
+    command: list[str] | None = Field(
+        default=None, min_length=1, description="program that starts the engine, before its arguments"
+    )
     flags: list[str] = Field(default_factory=list, description="raw arguments added at the end of the command line")
     env: dict[str, str] = Field(default_factory=dict)
-    url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s@?#]+$")] | None = Field(
-        default=None, description="attach only: base URL, without /v1 and without credentials"
-    )
+    url: BaseUrl | None = Field(default=None, description="attach only: base URL, without /v1 and without credentials")
     api_key: Annotated[str, StringConstraints(pattern=r"^\$\{[A-Za-z_][A-Za-z0-9_]*\}$")] | None = Field(
         default=None, description="attach only: ${VARIABLE} of the environment that holds the key"
+    )
+    dialect: DialectName | None = Field(
+        default=None, description="attach only: how the server is asked and read; detected without it"
     )
     emulator: EmulatorSettings = EmulatorSettings()
 
     @model_validator(mode="after")
     def _consistent(self) -> Arm:
-        if self.engine == "attach" and self.url is None:
-            raise ValueError("engine attach needs url, the base URL of the server")
-        if self.engine != "attach":
-            unused = [key for key in ("url", "api_key") if getattr(self, key) is not None]
+        if self.engine == "attach":
+            self._check_attach()
+        else:
+            unused = [key for key in _ATTACH_ONLY if getattr(self, key) is not None]
             if unused:
-                raise ValueError(f"{unused[0]} belongs to engine attach only, and this arm's engine is {self.engine}")
+                raise ValueError(f"{unused[0]}: belongs to engine attach only, and this arm's engine is {self.engine}")
             if self.checkpoint is None:
                 raise ValueError(f"engine {self.engine} needs checkpoint")
         if self.engine != "emulated" and self.emulator != EmulatorSettings():
@@ -135,6 +104,16 @@ class Arm(Strict):
         if self.engine == "emulated" and self.gpus < 1:
             raise ValueError("engine emulated needs gpus of at least 1")
         return self
+
+    def _check_attach(self) -> None:
+        if self.url is None:
+            raise ValueError("engine attach needs url, the base URL of the server")
+        for key in _NOT_WITH_ATTACH:
+            if getattr(self, key) != Arm.model_fields[key].get_default(call_default_factory=True):
+                raise ValueError(
+                    f"{key}: has no effect with engine attach, whose server is up already: set it where the server is "
+                    "started, and say it in description"
+                )
 
 
 class ComparisonSpec(Strict):
@@ -158,9 +137,14 @@ class SharedPrefix(Strict):
 
 
 class Workload(Strict):
-    """What is asked. `random`: token lengths and random tokens. `file`: prompts from a local JSONL or Parquet file."""
+    """What is asked.
 
-    kind: Literal["random", "file"] = "random"
+    random  token lengths and random tokens
+    file    prompts from a local JSONL or Parquet file
+    trace   lengths, times and shared blocks of a recorded trace, filled with random tokens
+    """
+
+    kind: Literal["random", "file", "trace"] = "random"
     api: Literal["completions", "chat"] = "completions"
     prompt_as: Literal["token_ids", "text"] = Field(
         default="token_ids", description="token_ids: exact lengths; text: lengths verified against the server's usage"
@@ -168,7 +152,8 @@ class Workload(Strict):
     input_tokens: TokenCount | None = None
     output_tokens: TokenCount | None = None
     shared_prefix: SharedPrefix | None = None
-    path: str | None = Field(default=None, description="file only: path relative to the scenario file")
+    path: str | None = Field(default=None, description="file and trace: path relative to the scenario file")
+    format: TraceFormat | None = Field(default=None, description="trace: the format of the file")
     ignore_eos: bool = Field(
         default=True, description="ask for exactly output_tokens; off for endpoints that refuse it"
     )
@@ -178,21 +163,26 @@ class Workload(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Workload:
-        if self.output_tokens is None:
+        for place, what in json_trouble(self.extra_body):
+            raise ValueError(f"extra_body{place}: JSON cannot carry {what}; write it as a text or a number")
+        if self.kind != "trace" and self.output_tokens is None:
             raise ValueError("output_tokens is missing")
+        if self.kind != "trace" and self.format is not None:
+            raise ValueError("format: belongs to workload kind trace")
         if self.kind == "random":
             self._check_random()
-        else:
+        elif self.kind == "file":
             self._check_file()
+        else:
+            self._check_trace()
         return self
 
     def _check_random(self) -> None:
         if self.input_tokens is None:
             raise ValueError("workload kind random needs input_tokens")
         if self.path is not None:
-            raise ValueError("path belongs to workload kind file")
-        if self.api == "chat" and self.prompt_as == "token_ids":
-            raise ValueError("api chat cannot take token ids: set prompt_as: text")
+            raise ValueError("path belongs to workload kinds file and trace")
+        self._check_ids()
         if self.shared_prefix is not None and self.shared_prefix.tokens >= self.input_tokens.min:
             raise ValueError(
                 f"shared_prefix.tokens ({self.shared_prefix.tokens}) leaves no fresh token in a prompt of "
@@ -207,57 +197,18 @@ class Workload(Strict):
         if self.prompt_as == "token_ids":
             raise ValueError("workload kind file sends text: set prompt_as: text")
 
+    def _check_trace(self) -> None:
+        for key in ("path", "format"):
+            if getattr(self, key) is None:
+                raise ValueError(f"workload kind trace needs {key}")
+        for key in ("input_tokens", "output_tokens", "shared_prefix"):
+            if getattr(self, key) is not None:
+                raise ValueError(f"{key}: does not go with workload kind trace: each row of the trace has its own")
+        self._check_ids()
 
-class Load(Strict):
-    """One entry of `load`; a list of concurrencies or rates makes one load point of each.
-
-    Exactly one of concurrency (closed loop), rate (open loop), offline (all at once).
-    """
-
-    concurrency: Annotated[list[Annotated[int, Field(ge=1, le=MAX_CONCURRENCY)]], BeforeValidator(_as_list)] | None = (
-        Field(default=None, min_length=1, max_length=100)
-    )
-    rate: Annotated[list[RatePerS], BeforeValidator(_as_list)] | None = Field(
-        default=None, min_length=1, max_length=100
-    )
-    offline: bool = False
-    arrivals: Literal["constant", "poisson", "gamma"] = "poisson"
-    burstiness: float = Field(default=1.0, gt=0, le=1000, description="gamma shape; 1 = Poisson, below 1 = burstier")
-    requests: int | None = Field(default=None, ge=1, le=MAX_REQUESTS_PER_TRIAL)
-    requests_per_concurrency: int | None = Field(default=None, ge=1, le=100_000)
-    duration: DurationS | None = Field(default=None, description="open loop: length of the schedule")
-    warmup_requests: int | None = Field(default=None, ge=0, le=MAX_REQUESTS_PER_TRIAL)
-    warmup_per_concurrency: int | None = Field(default=None, ge=0, le=1000)
-    ramp_in: DurationOrZeroS = Field(default=0.0, description="closed loop: the slots open evenly over this time")
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> Load:
-        kinds = [self.concurrency is not None, self.rate is not None, self.offline]
-        if sum(kinds) != 1:
-            raise ValueError("wanted exactly one of concurrency, rate, offline: true")
-        if self.warmup_requests is not None and self.warmup_per_concurrency is not None:
-            raise ValueError("warmup_requests and warmup_per_concurrency exclude each other")
-        for message in self._misplaced():
-            raise ValueError(message)
-        return self
-
-    def _misplaced(self) -> list[str]:
-        out: list[str] = []
-        if self.concurrency is None:
-            keys = ("requests_per_concurrency", "warmup_per_concurrency")
-            out += [f"{key} belongs to closed loop (concurrency)" for key in keys if getattr(self, key) is not None]
-            out += ["ramp_in belongs to closed loop (concurrency)"] if self.ramp_in else []
-        elif (self.requests is None) == (self.requests_per_concurrency is None):
-            out.append("concurrency needs exactly one of requests, requests_per_concurrency")
-        if self.rate is None and self.duration is not None:
-            out.append("duration belongs to open loop (rate); a closed loop is planned by its number of requests")
-        if self.rate is not None and (self.requests is None) == (self.duration is None):
-            out.append("rate needs exactly one of requests, duration")
-        if self.offline and self.requests is None:
-            out.append("offline needs requests")
-        if self.arrivals != "gamma" and self.burstiness != 1.0:
-            out.append(f"burstiness belongs to arrivals: gamma, found arrivals: {self.arrivals}")
-        return out
+    def _check_ids(self) -> None:
+        if self.api == "chat" and self.prompt_as == "token_ids":
+            raise ValueError("api chat cannot take token ids: set prompt_as: text")
 
 
 class Slo(Strict):
@@ -316,17 +267,32 @@ class Scenario(Strict):
     load: list[Load] = Field(min_length=1, max_length=100)
     slo: Slo = Slo()
     price_usd_per_gpu_hour: float | None = Field(default=None, ge=0, le=10_000)
-    primary_metrics: list[PrimaryMetric] = Field(default=list(DEFAULT_PRIMARY_METRICS), min_length=1)
+    primary_metrics: Annotated[list[PrimaryMetric], BeforeValidator(as_list), Field(min_length=1), OneOrMore()] = Field(
+        default=list(DEFAULT_PRIMARY_METRICS)
+    )
     timeouts: Timeouts = Timeouts()
     limits: Limits = Limits()
     telemetry: TelemetrySettings = TelemetrySettings()
+
+    @model_validator(mode="after")
+    def _loads_fit_the_workload(self) -> Scenario:
+        for number, load in enumerate(self.load):
+            if (load.trace is not None) != (self.workload.kind == "trace"):
+                raise ValueError(
+                    f"load[{number}]: workload kind trace needs an entry with trace, such as trace: {{speed: 1.0}}"
+                    if load.trace is None
+                    else f"load[{number}].trace: belongs to workload kind trace, found kind: {self.workload.kind}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Scenario:
         if self.comparisons and self.blocks % 2:
             raise ValueError(f"blocks: must be even, so that each arm goes first equally often; found {self.blocks}")
         used: set[str] = set()
-        for comparison in self.comparisons:
+        for number, comparison in enumerate(self.comparisons):
+            if (first := self.comparisons.index(comparison)) < number:
+                raise ValueError(f"comparisons[{number}]: the same as comparisons[{first}]: keep one of them")
             for arm in (comparison.baseline, comparison.candidate):
                 if arm not in self.arms:
                     raise ValueError(f"comparisons: name the arm {arm!r}, which is not in arms: {', '.join(self.arms)}")

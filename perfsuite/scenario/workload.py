@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+TRACE_BLOCK_TOKENS = 512  # tokens of one hash id of a Mooncake trace
 _SEED_BITS = 64
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +32,38 @@ class PromptRows:
 
     rows: tuple[PromptRow, ...]
 
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TraceRows:
+    """The rows of a trace, in file order, as columns of shape (num_rows,).
+
+    t_ns           int64, when the request came, after the first one; non-decreasing
+    input_tokens   int32
+    output_tokens  int32
+    block_start    int64, shape (num_rows + 1,): the blocks of row i are block_id[block_start[i]:block_start[i + 1]]
+    block_id       int64: prompts that begin with the same ids begin with the same TRACE_BLOCK_TOKENS tokens for each;
+                   whole blocks only, what a prompt has beyond them is fresh
+    """
+
+    t_ns: NDArray[np.int64]
+    input_tokens: NDArray[np.int32]
+    output_tokens: NDArray[np.int32]
+    block_start: NDArray[np.int64]
+    block_id: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.t_ns)
+
+    def blocks(self, row: int) -> NDArray[np.int64]:
+        """The ids of the whole blocks of a row."""
+        return self.block_id[self.block_start[row] : self.block_start[row + 1]]
+
+
+FileRows = PromptRows | TraceRows
+
 
 def ordinary_token_range(vocab_size: int) -> tuple[int, int]:
     """[low, high) of token ids that are words in every tokenizer with that many: neither special nor unused.
@@ -41,21 +75,62 @@ def ordinary_token_range(vocab_size: int) -> tuple[int, int]:
 
 
 def prompt_token_ids(
-    seed: int, num_tokens: int, prefix_seed: int = 0, prefix_tokens: int = 0, vocab_size: int = 32_000
+    seed: int,
+    num_tokens: int,
+    prefix_seed: int = 0,
+    prefix_tokens: int = 0,
+    vocab_size: int = 32_000,
+    *,
+    blocks: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int32]:
     """Token ids, int32, shape (num_tokens,): the shared prefix (prefix_tokens of them), then fresh ones.
 
     The first fresh ids are the digits of the seed, so two requests of different seeds share no more than the prefix.
+    blocks: the prefix is made of these blocks of a trace; equal ids give equal blocks under one prefix_seed only.
     """
     low, high = ordinary_token_range(vocab_size)
-    drawn = _draw_after_prefix(seed, num_tokens, prefix_seed, prefix_tokens, high - low)
-    return (drawn + low).astype(np.int32)
+    return (_numbers(seed, num_tokens, prefix_seed, prefix_tokens, high - low, blocks) + low).astype(np.int32)
 
 
-def prompt_text(seed: int, num_tokens: int, prefix_seed: int = 0, prefix_tokens: int = 0) -> str:
+def prompt_text(
+    seed: int,
+    num_tokens: int,
+    prefix_seed: int = 0,
+    prefix_tokens: int = 0,
+    *,
+    blocks: NDArray[np.int64] | None = None,
+) -> str:
     """num_tokens common English words, about one token each, made as `prompt_token_ids` makes its ids."""
-    drawn = _draw_after_prefix(seed, num_tokens, prefix_seed, prefix_tokens, len(WORDS))
-    return " ".join([WORDS[number] for number in drawn.tolist()])
+    numbers = _numbers(seed, num_tokens, prefix_seed, prefix_tokens, len(WORDS), blocks)
+    return " ".join(WORDS[number] for number in numbers.tolist())
+
+
+def _numbers(
+    seed: int, num: int, prefix_seed: int, num_prefix: int, below: int, blocks: NDArray[np.int64] | None
+) -> NDArray[np.int64]:
+    """Prefix and fresh part of a prompt as integers in [0, below), shape (num,)."""
+    prefix = _draw(prefix_seed, num_prefix, below) if blocks is None else _draw_blocks(prefix_seed, blocks, below)
+    return np.concatenate([prefix, _draw(seed, num - len(prefix), below)])
+
+
+def _draw_blocks(prefix_seed: int, block_ids: NDArray[np.int64], below: int) -> NDArray[np.int64]:
+    """TRACE_BLOCK_TOKENS integers in [0, below) for each block id, shape (num_blocks × TRACE_BLOCK_TOKENS,).
+
+    A block's seed is a bijection of its id, and its first integers are the digits of the seed, as in `_draw`.
+    """
+    seeds = _mix(block_ids.astype(np.uint64) + np.array([prefix_seed], dtype=np.uint64))
+    raw = _mix(seeds[:, None] + np.arange(1, TRACE_BLOCK_TOKENS + 1, dtype=np.uint64) * _GOLDEN)
+    out = ((raw >> np.uint64(32)) * np.uint64(below) >> np.uint64(32)).astype(np.int64)
+    for column in range(len(_digits(0, below))):
+        seeds, out[:, column] = np.divmod(seeds, np.uint64(below))
+    return out.ravel()
+
+
+def _mix(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's output function: a bijection of 64-bit integers."""
+    numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return numbers ^ (numbers >> np.uint64(31))
 
 
 def _draw_after_prefix(seed: int, num: int, prefix_seed: int, num_prefix: int, below: int) -> NDArray[np.int64]:

@@ -68,9 +68,9 @@ class Bundle:
         """True once finalize() has written the manifest."""
         return bool(self._manifest["status"] != "running")
 
-    def request_path(self, trial: int) -> str:
-        """Where the records of a trial go: the argument of open_request_sink()."""
-        return str(request_stream(self.path, trial))
+    def request_path(self, trial: int, worker: int = 0) -> str:
+        """Where the records of a trial go that a worker plays: the argument of open_request_sink()."""
+        return str(request_stream(self.path, trial, worker))
 
     def telemetry_path(self, block: int) -> Path:
         """Where the telemetry of a block goes, as an Arrow IPC stream of TELEMETRY_SCHEMA."""

@@ -115,7 +115,8 @@ def trial_facts(row: Mapping[str, Any]) -> TrialFacts:
     """A line of trials.jsonl as a value. Raises KeyError or TypeError when a field is missing."""
     audit = row.get("audit")
     values = {name: row[name] for name in _names(TrialFacts)}
-    return TrialFacts(**values | {"audit": None if audit is None else ClientAudit(**_select(audit, ClientAudit))})
+    known = {name: audit[name] for name in _names(ClientAudit) if name in audit} if audit is not None else None
+    return TrialFacts(**values | {"audit": None if known is None else ClientAudit(**known)})
 
 
 def server_facts(row: Mapping[str, Any]) -> tuple[int, ServerFacts]:

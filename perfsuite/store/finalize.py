@@ -31,7 +31,7 @@ from perfsuite.store.layout import (
     TMP_SUFFIX,
     TRIALS,
     rename_durably,
-    request_stream,
+    request_streams,
     store_errors,
     telemetry_streams,
     temporary,
@@ -109,18 +109,19 @@ def _finish_requests(folder: Path, plan: Plan, status: str) -> int:
 
 
 def _specs(plan: Plan, trial: Trial) -> RequestSpecs:
-    return request_specs(plan.scenario, plan.load_points[trial.load_point], trial, plan.num_file_rows)
+    return request_specs(plan.scenario, plan.load_points[trial.load_point], trial, plan.num_file_rows, plan.trace)
 
 
 def _trial_table(
     folder: Path, plan: Plan, trial: Trial, facts: TrialFacts | None, status: str
 ) -> tuple[pa.Table, TrialFacts]:
     """One record for each planned request of a trial, in the order of their index, and the trial's facts."""
-    path = request_stream(folder, trial.ordinal)
+    streams = request_streams(folder, trial.ordinal)
     specs = _specs(plan, trial)
-    found = _first_of_each_index(read_stream(path, REQUEST_SCHEMA).table, trial.ordinal, len(specs))
+    parts = [REQUEST_SCHEMA.empty_table(), *(read_stream(path, REQUEST_SCHEMA).table for path in streams)]
+    found = _first_of_each_index(pa.concat_tables(parts), trial.ordinal, len(specs))
     if facts is None:
-        facts = _facts_from_records(trial, found, was_begun=path.exists())
+        facts = _facts_from_records(trial, found, was_begun=bool(streams))
     index = found.column("index").to_numpy()
     missing = np.setdiff1d(np.arange(len(specs), dtype=np.int32), index)
     filled = missing_records(trial.ordinal, missing, specs, facts, status)
@@ -128,7 +129,7 @@ def _trial_table(
     if table.num_rows != len(specs):
         raise StoreError(
             "the records of a trial do not add up: an error of perfsuite's own",
-            where=f"{path}: trial {trial.ordinal}",
+            where=f"{folder}: trial {trial.ordinal}",
             found=f"{table.num_rows} records for {len(specs)} planned requests",
         )
     return table, facts
@@ -177,7 +178,6 @@ def missing_records(
         "t_sched_ns": facts.t_start_ns or 0,
         "prompt_hash": "",
         "bytes_received": 0,
-        "worker": 0,
         "tail_in_last_read": False,
     }
     columns: dict[str, pa.Array] = {

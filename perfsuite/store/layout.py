@@ -62,9 +62,14 @@ def runs_folder(results: Path) -> Path:
     return results / "runs"
 
 
-def request_stream(folder: Path, trial: int) -> Path:
-    """Live records of one trial."""
-    return folder / LIVE / f"requests-{trial:06d}.arrows"
+def request_stream(folder: Path, trial: int, worker: int = 0) -> Path:
+    """Live records of one trial that one load worker plays."""
+    return folder / LIVE / f"requests-{trial:06d}-{worker:03d}.arrows"
+
+
+def request_streams(folder: Path, trial: int) -> list[Path]:
+    """Live records of one trial, those of each worker that began it."""
+    return sorted((folder / LIVE).glob(f"requests-{trial:06d}-*.arrows"))
 
 
 def telemetry_streams(folder: Path) -> list[Path]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from perfsuite.errors import PerfsuiteError, StoreError
-from perfsuite.records import REQUEST_SCHEMA, TELEMETRY_SCHEMA, ServerFacts, TrialFacts
+from perfsuite.records import REQUEST_SCHEMA, TELEMETRY_SCHEMA, TRIAL_STATUSES, ServerFacts, TrialFacts
 from perfsuite.scenario.files import parse_scenario
 from perfsuite.scenario.plan import Plan, build_plan
 from perfsuite.scenario.schema import Scenario
@@ -28,7 +27,7 @@ from perfsuite.store.layout import (
     SUMMARY,
     TELEMETRY,
     TRIALS,
-    request_stream,
+    request_streams,
     runs_folder,
     store_errors,
     telemetry_streams,
@@ -89,10 +88,13 @@ def read_bundle(path: Path) -> BundleData:
         scenario=plan.scenario,
         plan=plan,
         requests=_table(
-            path / REQUESTS, [request_stream(path, t.ordinal) for t in plan.trials], REQUEST_SCHEMA, manifest
+            path / REQUESTS,
+            [stream for trial in plan.trials for stream in request_streams(path, trial.ordinal)],
+            REQUEST_SCHEMA,
+            manifest,
         ),
         telemetry=_table(path / TELEMETRY, telemetry_streams(path), TELEMETRY_SCHEMA, manifest),
-        trials=[_fact(path / TRIALS, trial_facts, row) for row in read_lines(path / TRIALS)],
+        trials=[_trial(path / TRIALS, row, plan) for row in read_lines(path / TRIALS)],
         servers=dict(_fact(path / SERVERS, server_facts, row) for row in read_lines(path / SERVERS)),
         events=read_lines(path / EVENTS),
     )
@@ -104,6 +106,8 @@ def read_plan(path: Path, manifest: Mapping[str, Any]) -> Plan:
     with store_errors("cannot read the bundle's scenario", file):
         text = file.read_text(encoding="utf-8")
     known = manifest["plan"]
+    if not {"num_file_rows", "file_digest", "digest"} <= set(known):
+        raise StoreError("damaged: the plan's facts are missing", where=str(path / MANIFEST), found=f"plan: {known}")
     try:
         scenario = parse_scenario(text, name=str(file))
         plan = build_plan(scenario, num_file_rows=known["num_file_rows"], file_digest=known["file_digest"])
@@ -131,6 +135,18 @@ def _table(path: Path, streams: Iterable[Path], schema: pa.Schema, manifest: Map
         return conform(pq.read_table(path), schema, path)
     except (pa.ArrowException, OSError) as error:
         raise StoreError("damaged: not a Parquet file", where=str(path), found=str(error)) from None
+
+
+def _trial(path: Path, row: dict[str, Any], plan: Plan) -> TrialFacts:
+    """The facts of a trial, which must be one of the plan's."""
+    facts: TrialFacts = _fact(path, trial_facts, row)
+    planned = plan.trials[facts.trial] if 0 <= facts.trial < len(plan.trials) else None
+    names = ("block", "arm", "comparison", "pair", "load_point")
+    if planned is None or any(getattr(facts, name) != getattr(planned, name) for name in names):
+        raise StoreError("damaged: a trial is none of the plan's", where=str(path), found=f"trial {facts.trial}")
+    if facts.status not in TRIAL_STATUSES:
+        raise StoreError("damaged: a trial has an unknown status", where=str(path), found=repr(facts.status))
+    return facts
 
 
 def _fact(path: Path, read: Any, row: dict[str, Any]) -> Any:
@@ -250,19 +266,6 @@ def _mtime(path: Path) -> float:
         return path.stat().st_mtime
     except OSError:
         return 0.0
-
-
-def read_summary(path: Path) -> dict[str, Any] | None:
-    """The summary of a bundle, None when none was written. Raises StoreError."""
-    file = path / SUMMARY
-    if not file.exists():
-        return None
-    with store_errors("cannot read this file", file):
-        try:
-            summary: dict[str, Any] = json.loads(file.read_bytes())
-        except ValueError as error:
-            raise StoreError("damaged: not JSON", where=str(file), found=str(error)) from None
-    return summary
 
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:

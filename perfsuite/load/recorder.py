@@ -1,0 +1,160 @@
+"""From exchanges to records in the sink, in the idle moments of a play.
+
+An ended exchange is decoded a slice at a time; when it has been waiting for FORCE_DECODE_NS it is decoded at once, so
+that its record reaches the sink within a second. A live stream whose undecoded bytes exceed TRIM_BYTES is decoded as
+far as it has come, and those bytes are forgotten: what stays of a stream is about fifty bytes for each token. Beyond
+FORCE_TRIM_BYTES that happens although streams are busy.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from time import monotonic_ns
+
+from perfsuite.clock import RealtimeOffset
+from perfsuite.dialects import Dialect
+from perfsuite.errors import StoreError
+from perfsuite.load.audit import Auditor
+from perfsuite.load.connection import Exchange
+from perfsuite.load.decode import (
+    answer_of,
+    arrivals,
+    internal_error_record,
+    make_record,
+    read_live,
+    unsent_record,
+    unwritable_record,
+    without_secrets,
+)
+from perfsuite.load.order import PlayOrder, RecordSink
+from perfsuite.records import RequestRecord
+
+FORCE_DECODE_NS = 300_000_000
+CATCH_UP_NS = 2_000_000
+EVENTS_PER_SLICE = 16
+TRIM_BYTES = 32_768
+FORCE_TRIM_BYTES = 262_144
+UNISSUED_PER_BATCH = 10_000
+
+
+class Recorder:
+    """The records of one play on one worker. Counts are of requests; num_tokens of output tokens in kept records."""
+
+    def __init__(
+        self,
+        order: PlayOrder,
+        sink: RecordSink,
+        *,
+        dialect: Dialect,
+        offset: RealtimeOffset,
+        auditor: Auditor,
+        secrets: Iterable[str] = (),
+    ) -> None:
+        self._order = order
+        self._secrets = tuple(secrets)
+        self._sink = sink
+        self._dialect = dialect
+        self._offset = offset
+        self._auditor = auditor
+        self._ended: deque[Exchange] = deque()  # not decoded yet, oldest first
+        self._long: deque[Exchange] = deque()  # live ones with much to forget
+        self._records: list[RequestRecord] = []
+        self.num_ok = self.num_failed = self.num_tokens = 0
+        self.last_flush_ns = 0
+
+    @property
+    def has_work(self) -> bool:
+        """There is something to decode in an idle moment."""
+        return bool(self._ended or self._long)
+
+    def add(self, exchange: Exchange) -> None:
+        """An exchange ended: it becomes a record in time."""
+        self._ended.append(exchange)
+
+    def look_at(self, live: Iterable[Exchange]) -> None:
+        """Find the live streams whose bytes should be forgotten."""
+        self._long = deque(exchange for exchange in live if len(exchange.framer.raw) > TRIM_BYTES)
+
+    def work(self) -> None:
+        """One slice of an ended exchange or, when there is none, of a long live one."""
+        if self._ended:
+            self._decode_slice(EVENTS_PER_SLICE)
+        elif self._long:
+            self._trim_slice(EVENTS_PER_SLICE)
+
+    def catch_up(self, now: int) -> None:
+        """Decode what is overdue although streams are busy, for CATCH_UP_NS at most."""
+        stop_ns = now + CATCH_UP_NS
+        while self._ended and now - self._ended[0].t_end_ns > FORCE_DECODE_NS and monotonic_ns() < stop_ns:
+            self._decode_slice(1 << 30)
+        while self._long and len(self._long[0].framer.raw) > FORCE_TRIM_BYTES and monotonic_ns() < stop_ns:
+            self._trim_slice(1 << 30)
+
+    def decode_all(self) -> None:
+        """Make the records of everything that has ended."""
+        while self._ended:
+            self._decode_slice(1 << 30)
+
+    def write_unissued(self, unissued: Iterable[tuple[int, int]], outcome: str, detail: str) -> None:
+        """Records of requests that were not issued: (position, t_sched_ns) of each."""
+        for position, t_sched_ns in unissued:
+            self._keep(unsent_record(self._order, position, t_sched_ns, outcome, detail))
+            if len(self._records) >= UNISSUED_PER_BATCH:
+                self.flush()
+
+    def flush(self) -> None:
+        """Append what there is to the sink. Raises StoreError."""
+        self.last_flush_ns = monotonic_ns()
+        if self._records:
+            records, self._records = self._records, []
+            try:
+                self._sink.append(records)
+            except OSError as error:
+                raise StoreError("cannot write request records", found=str(error)) from error
+            except Exception:  # one record that the schema cannot hold must not lose the others
+                self._append_singly(records)
+
+    def _append_singly(self, records: list[RequestRecord]) -> None:
+        """Append one by one; a record that cannot be written becomes one that says so."""
+        for record in records:
+            try:
+                self._sink.append([record])
+            except OSError as error:
+                raise StoreError("cannot write request records", found=str(error)) from error
+            except Exception as error:
+                self._sink.append([unwritable_record(record, repr(error))])
+
+    def _decode_slice(self, max_events: int) -> None:
+        """Read some events of the oldest ended exchange; keep its record when they were the last."""
+        exchange = self._ended[0]
+        try:
+            if not answer_of(exchange, self._dialect).read(max_events):
+                return
+            self._keep(self._decoded(exchange))
+        except Exception as error:  # an error of ours must not lose the record, nor those of the other streams
+            self._keep(internal_error_record(exchange, self._order, repr(error)))
+        self._ended.popleft()
+
+    def _decoded(self, exchange: Exchange) -> RequestRecord:
+        if (self._offset.last_sample_ns or 0) < exchange.t_end_ns:
+            self._offset.sample()
+        at = arrivals(exchange, self._offset)
+        record = make_record(exchange, answer_of(exchange, self._dialect), self._order, self._dialect, at)
+        self._auditor.note(record, at)
+        return record
+
+    def _trim_slice(self, max_events: int) -> None:
+        """Read some events of a long live stream; on to the next stream when it has no more as yet."""
+        exchange = self._long[0]
+        has_ended = exchange.t_end_ns > 0  # then it is decoded as such
+        if has_ended or read_live(exchange, self._dialect, max_events):
+            self._long.popleft()
+
+    def _keep(self, record: RequestRecord) -> None:
+        if record.detail is not None or record.finish_reason is not None:
+            record = without_secrets(record, self._secrets)
+        self._records.append(record)
+        self.num_ok += record.outcome == "ok"
+        self.num_failed += record.outcome != "ok"
+        self.num_tokens += record.n_out if record.n_out is not None else len(record.chunk_ns)

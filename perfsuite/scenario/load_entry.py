@@ -1,0 +1,160 @@
+"""One entry of a scenario's `load`: closed loop, open loop by rate, by stages or by trace, or all at once. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from perfsuite.scenario.arrivals import RateStage
+from perfsuite.scenario.fields import (
+    MAX_CONCURRENCY,
+    MAX_DURATION_S,
+    MAX_REQUESTS_PER_TRIAL,
+    DurationOrZeroS,
+    DurationS,
+    OneOrMore,
+    RateOrZeroPerS,
+    RatePerS,
+    Strict,
+    as_list,
+)
+
+_KINDS = ("concurrency", "rate", "stages", "trace", "offline")
+_ALLOWED_WITH: dict[str, tuple[str, ...]] = {
+    "arrivals": ("rate", "stages"),
+    "burstiness": ("rate", "stages"),
+    "requests": ("concurrency", "rate", "offline"),
+    "requests_per_concurrency": ("concurrency",),
+    "duration": ("rate",),
+    "max_in_flight": ("rate", "stages", "trace"),
+    "warmup_per_concurrency": ("concurrency",),
+    "ramp_in": ("concurrency",),
+}
+
+
+class Stage(Strict):
+    """A stretch of an open loop. With ramp the rate goes linearly from the stage before (0 for the first) to `rate`."""
+
+    rate: RateOrZeroPerS
+    duration: DurationS
+    ramp: bool = False
+
+
+class TraceLoad(Strict):
+    """The timestamps of the workload's trace are the schedule."""
+
+    speed: Annotated[
+        list[Annotated[float, Field(ge=0.001, le=1000)]],
+        BeforeValidator(as_list),
+        Field(min_length=1, max_length=100),
+        OneOrMore(),
+    ] = Field(default=[1.0], description="2 plays the trace in half its time")
+    requests: int | None = Field(
+        default=None, ge=1, le=MAX_REQUESTS_PER_TRIAL, description="measured requests; all rows of the trace without it"
+    )
+
+
+class Load(Strict):
+    """One entry of `load`; a list of concurrencies, rates or speeds makes one load point of each.
+
+    Exactly one of concurrency (closed loop), rate, stages, trace (open loop), offline (all at once).
+    """
+
+    concurrency: (
+        Annotated[
+            list[Annotated[int, Field(ge=1, le=MAX_CONCURRENCY)]],
+            BeforeValidator(as_list),
+            Field(min_length=1, max_length=100),
+            OneOrMore(),
+        ]
+        | None
+    ) = None
+    rate: (
+        Annotated[list[RatePerS], BeforeValidator(as_list), Field(min_length=1, max_length=100), OneOrMore()] | None
+    ) = None
+    stages: list[Stage] | None = Field(default=None, min_length=1, max_length=100)
+    trace: TraceLoad | None = None
+    offline: bool = False
+    arrivals: Literal["constant", "poisson", "gamma"] = "poisson"
+    burstiness: float = Field(default=1.0, ge=0.01, le=1000, description="gamma shape; 1 = Poisson, below 1 = burstier")
+    requests: int | None = Field(default=None, ge=1, le=MAX_REQUESTS_PER_TRIAL)
+    requests_per_concurrency: int | None = Field(default=None, ge=1, le=100_000)
+    duration: DurationS | None = Field(default=None, description="rate: length of the schedule")
+    max_in_flight: int | None = Field(
+        default=None, ge=1, le=MAX_CONCURRENCY, description="open loop: a due request waits while so many are in flight"
+    )
+    warmup_requests: int | None = Field(default=None, ge=0, le=MAX_REQUESTS_PER_TRIAL)
+    warmup_per_concurrency: int | None = Field(default=None, ge=0, le=1000)
+    ramp_in: DurationOrZeroS = Field(default=0.0, description="closed loop: the slots open evenly over this time")
+
+    @property
+    def rate_stages(self) -> tuple[RateStage, ...]:
+        """The stages with the rate at both ends of each; empty without stages."""
+        out: list[RateStage] = []
+        before_per_s = 0.0
+        for stage in self.stages or ():
+            start_per_s = before_per_s if stage.ramp else stage.rate
+            out.append(RateStage(start_per_s=start_per_s, end_per_s=stage.rate, duration_s=stage.duration))
+            before_per_s = stage.rate
+        return tuple(out)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Load:
+        kinds = [kind for kind in _KINDS if getattr(self, kind) not in (None, False)]
+        if len(kinds) != 1:
+            raise ValueError("wanted exactly one of concurrency, rate, stages, trace, offline: true")
+        for message in (*self._misplaced(kinds[0]), *self._incomplete(), *self._out_of_bounds()):
+            raise ValueError(message)
+        return self
+
+    def _misplaced(self, kind: str) -> Iterator[str]:
+        for key, kinds in _ALLOWED_WITH.items():
+            if kind not in kinds and key in self.model_fields_set and getattr(self, key) is not None:
+                where = (
+                    "trace.requests says how many" if (key, kind) == ("requests", "trace") else f"this one has {kind}"
+                )
+                yield f"{key}: belongs to entries with {' or '.join(kinds)}; {where}"
+        if self.warmup_requests is not None and self.warmup_per_concurrency is not None:
+            yield "warmup_requests and warmup_per_concurrency exclude each other"
+        if self.arrivals != "gamma" and self.burstiness != 1.0:
+            yield f"burstiness belongs to arrivals: gamma, found arrivals: {self.arrivals}"
+
+    def _incomplete(self) -> Iterator[str]:
+        if self.concurrency is not None and (self.requests is None) == (self.requests_per_concurrency is None):
+            yield "concurrency needs exactly one of requests, requests_per_concurrency"
+        if self.rate is not None and (self.requests is None) == (self.duration is None):
+            yield "rate needs exactly one of requests, duration"
+        if self.offline and self.requests is None:
+            yield "offline needs requests"
+        if self.stages is not None and sum(stage.num_arrivals for stage in self.rate_stages) < 1:
+            yield "stages: fewer than one request is due in all of them"
+        if self.rate is not None and self.duration is not None and min(self.rate) * self.duration < 1:
+            yield f"duration: fewer than one request is due in it at {min(self.rate):g} req/s"
+        if self.concurrency is not None and self.requests is not None and self.requests < max(self.concurrency):
+            yield (
+                f"requests: {self.requests:,} measured requests cannot hold {max(self.concurrency):,} in flight, so no "
+                "steady window can be; ask for several times the concurrency"
+            )
+        if self.stages is not None and self.warmup_requests and self.stages[0].rate == 0:
+            yield "warmup_requests: are sent at the rate of the first stage, which is 0"
+
+    def _out_of_bounds(self) -> Iterator[str]:
+        """A schedule by time may not exceed what a schedule by number may, and the other way round."""
+        num = sum(stage.num_arrivals for stage in self.rate_stages) or max(self.rate or [0]) * (self.duration or 0)
+        if num > MAX_REQUESTS_PER_TRIAL:
+            key = "duration" if self.stages is None else "stages"
+            yield f"{key}: makes about {num:,.0f} requests in a trial, more than {MAX_REQUESTS_PER_TRIAL:,}"
+        for key, num_due, rate_per_s in self._spans():
+            if num_due > rate_per_s * MAX_DURATION_S:
+                yield f"{key}: {num_due:,} requests at {rate_per_s:g} req/s are due over more than 7 days"
+
+    def _spans(self) -> Iterator[tuple[str, int, float]]:
+        """(key, requests, rate) of the stretches of the schedule that follow from a number of requests."""
+        num_warmup = self.warmup_requests or 0
+        if self.rate is not None:
+            key = "warmup_requests" if self.requests is None else "requests"
+            yield key, num_warmup + (self.requests or 0), min(self.rate)
+        if self.stages is not None:
+            yield "warmup_requests", num_warmup, self.stages[0].rate
