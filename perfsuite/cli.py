@@ -170,7 +170,8 @@ def check(run: Run = "last", results: Results = DEFAULT_RESULTS, json: Json = Fa
     )
     invalid = [t.trial for t in summary.trials if t.validity == "invalid"]
     if invalid:
-        raise NoValidComparison(f"{len(invalid)} of {len(summary.trials)} trials are invalid")
+        verb = "is" if len(invalid) == 1 else "are"
+        raise NoValidComparison(f"{len(invalid)} of {len(summary.trials)} trials {verb} invalid")
 
 
 @app.command()

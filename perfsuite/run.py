@@ -351,7 +351,7 @@ def _stats_over(before: Mapping[str, float], after: Mapping[str, float]) -> dict
 
 def launch_script(scenario: Scenario) -> str:
     """The shell commands that would start each arm's engine; the port stands as $PORT."""
-    lines = ["#!/bin/sh", f"# Engine commands of scenario {scenario.name}. Not run by this script's making."]
+    lines = ["#!/bin/sh", f"# Engine commands of scenario {scenario.name}. Printing them started nothing. Set PORT."]
     for name, arm in scenario.arms.items():
         lines.append(f"\n# arm {name}")
         if arm.engine == "attach":

@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 
+from perfsuite.emulator.config import EmulatorConfig, deploy
 from perfsuite.emulator.words import split_tokens
+from perfsuite.errors import UsageError
 from perfsuite.library import find_gpu
 
 CAPTURES = Path(__file__).parent / "data" / "captures" / "vllm-0.32.0-deepseek-v3"
@@ -342,3 +344,8 @@ def test_a_start_that_cannot_be_ends_with_the_cure_and_its_exit_code(
     command = [sys.executable, "-m", "perfsuite.emulator", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     assert done.returncode == code and part in done.stderr and "Traceback" not in done.stderr
+
+
+def test_heads_that_cannot_be_cut_evenly_are_refused() -> None:
+    with pytest.raises(UsageError, match="128 attention heads"):
+        deploy(EmulatorConfig(checkpoint="nvidia/DeepSeek-V3.2-NVFP4", gpus=6, tensor=6))

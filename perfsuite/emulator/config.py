@@ -153,6 +153,13 @@ def _check(config: EmulatorConfig) -> None:
 
 def _check_fits(deployment: Deployment) -> None:
     config = deployment.config
+    num_heads = deployment.checkpoint.shape.attention.num_heads
+    if num_heads % deployment.layout.attention_tensor:
+        raise UsageError(
+            f"the {num_heads} attention heads of {deployment.checkpoint.id} cannot be cut evenly",
+            found=f"over {deployment.layout.attention_tensor} GPUs",
+            cure="set tensor to a divisor of the heads, or use attention data parallelism",
+        )
     if deployment.kv_capacity_tokens // deployment.layout.attention_data >= config.max_model_len:
         return
     usable = deployment.gpu.memory_usable_bytes * config.gpu_memory_fraction

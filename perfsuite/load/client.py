@@ -36,7 +36,6 @@ from perfsuite.load.poller import READ, WRITE, open_poller
 from perfsuite.load.wire import WireError
 
 MAX_IDLE_NS = 2_000_000_000  # below every server's keep-alive time-out that we know of (uvicorn: 5 s)
-RESEND_WINDOW_NS = 100_000_000
 MAX_OPENED_AHEAD = 512
 
 
@@ -45,9 +44,8 @@ class Client:
 
     on_end     called with each exchange once it ended, whatever way; it may submit the next one
     has_token  tells whether what an exchange received so far holds a token; called only when a time-out is near
-    A connection is used again when the answer ended cleanly, but not after MAX_IDLE_NS of idleness. When the server
-    closes a re-used one within RESEND_WINDOW_NS of sending (or four times the connecting time) and before any byte of
-    an answer, it had closed it already: the request goes out once more, on a fresh connection.
+    A connection is used again when the answer ended cleanly, but not after MAX_IDLE_NS of idleness. When the server had
+    closed a re-used one already (Connection.was_closed_before_use), the request goes out once more, on a fresh one.
     """
 
     def __init__(
@@ -379,7 +377,7 @@ class Client:
     def _lost(self, connection: Connection, exchange: Exchange, how: str) -> None:
         """The server closed or reset the connection while a request was on it."""
         if not exchange.framer.at_eof():
-            if self._closed_before_use(connection, exchange):
+            if connection.was_closed_before_use(monotonic_ns()):
                 self._close(connection)
                 exchange.is_resent = True
                 exchange.t_send_ns = None
@@ -388,11 +386,6 @@ class Client:
             exchange.detail = how
         self._close(connection)
         self._end(exchange)
-
-    def _closed_before_use(self, connection: Connection, exchange: Exchange) -> bool:
-        if connection.num_requests < 2 or exchange.is_resent or exchange.framer.num_bytes or exchange.t_send_ns is None:
-            return False
-        return monotonic_ns() - exchange.t_send_ns <= max(RESEND_WINDOW_NS, 4 * (connection.connect_ns or 0))
 
     def _abandon(self, connection: Connection, exchange: Exchange, outcome: str, detail: str) -> None:
         self._close(connection)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from perfsuite.load.decode import Answer
 
 SO_TIMESTAMPNS = 35  # asm-generic/socket.h; the socket module has no name for it
+RESEND_WINDOW_NS = 100_000_000
 READ_BYTES = 65_536
 ANCILLARY_BYTES = 64
 NO_STAMP = bytes(16)
@@ -86,9 +87,15 @@ class Connection:
         self.num_requests = 0
         self.unsent: memoryview = memoryview(b"")
 
-    @property
-    def is_tls(self) -> bool:
-        return isinstance(self.sock, ssl.SSLSocket)
+    def was_closed_before_use(self, now: int) -> bool:
+        """A re-used connection ended within RESEND_WINDOW_NS of sending (or four times the connecting time) and before
+        any byte of an answer: the server had closed it already. False when the request was sent once more before."""
+        exchange = self.exchange
+        if exchange is None or exchange.t_send_ns is None or self.num_requests < 2:
+            return False
+        if exchange.is_resent or exchange.framer.num_bytes:
+            return False
+        return now - exchange.t_send_ns <= max(RESEND_WINDOW_NS, 4 * (self.connect_ns or 0))
 
 
 class ConnectError(Exception):

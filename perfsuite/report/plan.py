@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 from perfsuite.analysis.estimate import ASSUMED_PAIR_SD_RATIO, PlanEstimate, PointEstimate
@@ -11,15 +12,16 @@ from perfsuite.units import format_duration_s, format_number
 
 
 def plan_text(estimate: PlanEstimate, *, width: int) -> str:
-    """What would be run, for the terminal; lines of at most `width` columns where words allow."""
+    """What would be run, for the terminal; words are wrapped at `width` columns, the table of load points is not."""
     scenario = estimate.plan.scenario
-    lines = [
+    head = [
         f"{scenario.name}: {scenario.description}" if scenario.description else scenario.name,
         f"model {scenario.model}, mode {scenario.mode}, seed {scenario.seed}, plan {estimate.plan.digest[:16]}",
         "",
         *_arm_lines(estimate),
         "",
-        *_point_lines(estimate),
+    ]
+    tail = [
         *_schedule_lines(estimate),
         "",
         *_order_lines(estimate, width),
@@ -28,7 +30,11 @@ def plan_text(estimate: PlanEstimate, *, width: int) -> str:
         "",
         *_certainty_lines(estimate),
     ]
-    return "\n".join(lines)
+    return "\n".join([*_wrapped(head, width), *_point_lines(estimate), *_wrapped(tail, width)])
+
+
+def _wrapped(lines: list[str], width: int) -> list[str]:
+    return [part for line in lines for part in textwrap.wrap(line, width, subsequent_indent="  ") or [""]]
 
 
 def _arm_lines(estimate: PlanEstimate) -> list[str]:
