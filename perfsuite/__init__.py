@@ -15,7 +15,15 @@ Beside the flow: library (checkpoints, shapes, GPUs, with sources), emulator (an
 marked emulated), dialects (what each API says on the wire), records (raw values and their Arrow schemas).
 """
 
-from importlib.metadata import version as _version
+from typing import Any
 
-__version__ = _version("perfsuite")
 __all__ = ["__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """`__version__` when it is asked for: importlib.metadata costs 60 ms in each process that imports the package."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("perfsuite")
+    raise AttributeError(name)

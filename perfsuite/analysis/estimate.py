@@ -10,7 +10,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import stdtrit
 
 from perfsuite.analysis.metrics import min_samples
 from perfsuite.analysis.roofline import Efficiency, Layout
@@ -55,7 +54,7 @@ class PlanEstimate:
     """A plan with what it takes. Seconds over the whole plan; None where an arm's speed is not known.
 
     start_s is assumed (see _START_S); known_s: warm-up and measuring of the trials whose time is known, so open-loop
-    schedules in any case; smallest_effect: pairs → ratio that 80 % of runs would detect at ASSUMED_PAIR_SD_RATIO.
+    schedules in any case.
     """
 
     plan: Plan
@@ -64,7 +63,6 @@ class PlanEstimate:
     warmup_s: float | None
     measured_s: float | None
     gpu_hours: float | None
-    smallest_effect: dict[int, float]
     known_s: float
 
     @property
@@ -98,7 +96,6 @@ def estimate_plan(plan: Plan) -> PlanEstimate:
         measured_s=_sum(measured),
         gpu_hours=None if gpu_total is None else gpu_total / 3600,
         known_s=sum(value for value in (*warmup, *measured) if value is not None),
-        smallest_effect={n: smallest_effect_ratio(n) for n in sorted({2, 4, 6, 8, plan.scenario.blocks}) if n > 1},
     )
 
 
@@ -116,8 +113,15 @@ def refuse_too_long(estimate: PlanEstimate) -> None:
         )
 
 
+def smallest_effects(num_pairs: int) -> dict[int, float]:
+    """Pairs → smallest_effect_ratio, for num_pairs and a few other numbers of pairs."""
+    return {n: smallest_effect_ratio(n) for n in sorted({2, 4, 6, 8, num_pairs}) if n > 1}
+
+
 def smallest_effect_ratio(num_pairs: int, pair_sd_ratio: float = ASSUMED_PAIR_SD_RATIO) -> float:
     """Relative effect detected in 80 % of runs: (t_{0.975} + t_{0.8}) × sd / √n, n − 1 degrees of freedom."""
+    from scipy.special import stdtrit  # a third of a second, and only `plan` prints this
+
     df = num_pairs - 1
     return float((stdtrit(df, 0.975) + stdtrit(df, 0.8)) * pair_sd_ratio / math.sqrt(num_pairs))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
-from perfsuite.analysis.estimate import ASSUMED_PAIR_SD_RATIO, PlanEstimate, PointEstimate
+from perfsuite.analysis.estimate import ASSUMED_PAIR_SD_RATIO, PlanEstimate, PointEstimate, smallest_effects
 from perfsuite.analysis.metrics import min_samples
 from perfsuite.scenario.arrivals import RateStage
 from perfsuite.units import format_duration_s, format_number
@@ -117,9 +117,10 @@ def _is_emulated(estimate: PlanEstimate) -> bool:
 def _certainty_lines(estimate: PlanEstimate) -> list[str]:
     if not estimate.plan.scenario.comparisons:
         return ["no comparison: each trial stands for itself"]
-    effects = ", ".join(f"{n} pairs {effect:.1%}" for n, effect in estimate.smallest_effect.items())
+    effects = smallest_effects(estimate.plan.scenario.blocks)
+    listed = ", ".join(f"{n} pairs {effect:.1%}" for n, effect in effects.items())
     return [
-        f"smallest effect found in 80 % of runs, if pairs scatter by {ASSUMED_PAIR_SD_RATIO:.0%} (assumed): {effects}",
+        f"smallest effect found in 80 % of runs, if pairs scatter by {ASSUMED_PAIR_SD_RATIO:.0%} (assumed): {listed}",
     ]
 
 
