@@ -26,7 +26,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Measure LLM serving and compare arms (FP8 against NVFP4) with statistics.",
-    epilog="Exit codes: 0 ok, 1 internal error, 2 usage or scenario, 3 no valid comparison, 4 threshold or regression, "
+    epilog="Exit codes: 0 ok, 1 internal error, 2 usage or scenario, 3 no valid comparison, 4 reserved, "
     "5 engine or target, 6 store, 130/143 interrupted with the partial run saved.",
 )
 

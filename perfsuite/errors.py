@@ -46,12 +46,6 @@ class NoValidComparison(PerfsuiteError):
     exit_code = 3
 
 
-class ThresholdError(PerfsuiteError):
-    """A threshold or a regression gate failed."""
-
-    exit_code = 4
-
-
 class EngineError(PerfsuiteError):
     """An engine or target could not be started or reached, or it serves something else than the scenario says."""
 

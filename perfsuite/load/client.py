@@ -286,8 +286,6 @@ class Client:
         if exchange is not None:
             self._fail(exchange, error.outcome, error.detail)
 
-    # --- requests ---
-
     def _start(self, connection: Connection, exchange: Exchange) -> None:
         connection.exchange = exchange
         connection.num_requests += 1

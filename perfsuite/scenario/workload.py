@@ -133,11 +133,6 @@ def _mix(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return numbers ^ (numbers >> np.uint64(31))
 
 
-def _draw_after_prefix(seed: int, num: int, prefix_seed: int, num_prefix: int, below: int) -> NDArray[np.int64]:
-    fresh = _draw(seed, num - num_prefix, below)
-    return np.concatenate([_draw(prefix_seed, num_prefix, below), fresh]) if num_prefix else fresh
-
-
 def _draw(seed: int, num: int, below: int) -> NDArray[np.int64]:
     """`num` integers in [0, below), shape (num,): first the digits of the seed in base `below`, then random ones."""
     stream = hashlib.shake_128(seed.to_bytes(_SEED_BITS // 8, "little")).digest(4 * num)
