@@ -160,14 +160,25 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Killed]]:
                 child.kill()
 
 
-def test_killed_while_planning_leaves_nothing_to_recover(start: Callable[..., Killed]) -> None:
-    run = start(requests=200_000)
-    time.sleep(0.8)
+@pytest.mark.parametrize("delay_s", [0.3, 0.5, 0.7, 0.9, 1.1])
+def test_killed_from_loading_to_the_first_trial_leaves_nothing_unfinished(
+    start: Callable[..., Killed], delay_s: float
+) -> None:
+    """The delays sweep over loading, planning, the opening of the bundle and the start of the processes."""
+    run = start(requests=2_000)
+    end = time.monotonic() + delay_s
+    while time.monotonic() < end:
+        run.remember()
+        time.sleep(0.01)
     run.kill()
     run.process.wait()
     run.assert_nothing_left()
     done = perfsuite("recover", "all", "--results", str(run.results))
     assert done.returncode == 0, done.stderr
+    listed = json.loads(perfsuite("list", "--results", str(run.results), "--json").stdout)
+    assert [row["status"] for row in listed] == ["partial"] * len(listed)
+    if (bundle := run.bundle()) is not None:
+        assert read_bundle(bundle).requests.num_rows == 4 * 2_008
 
 
 @pytest.mark.parametrize("warmup", [3_000, 8], ids=["in_warm_up", "in_mid_trial"])
