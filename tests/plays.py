@@ -15,8 +15,9 @@ from perfsuite.load.driver import play
 from perfsuite.load.order import PlayOrder, PlayReport, Progress, Target
 from perfsuite.records import RequestRecord
 from perfsuite.scenario.plan import CLOSED_LOOP_OFFSET, LoadPoint, RequestSpecs
-from perfsuite.scenario.schema import Timeouts, Workload
+from perfsuite.scenario.schema import Timeouts
 from perfsuite.scenario.workload import PromptRows
+from perfsuite.scenario.workload_entry import Workload
 
 VOCAB_SIZE = 32_000
 

@@ -13,7 +13,8 @@ from perfsuite.engines.attach import ATTACH, detect_dialect
 from perfsuite.engines.control import Endpoint
 from perfsuite.engines.vllm import model_cards
 from perfsuite.errors import ScenarioError
-from perfsuite.scenario.schema import Arm, Scenario, Timeouts
+from perfsuite.scenario.arm import Arm
+from perfsuite.scenario.schema import Scenario, Timeouts
 from tests.servers import Call, Script, plain, scripted_server
 
 CAPTURES = Path(__file__).parent / "data" / "captures"

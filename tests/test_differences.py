@@ -14,8 +14,8 @@ from perfsuite.engines import vllm
 from perfsuite.engines.emulated import emulator_facts
 from perfsuite.errors import ScenarioError
 from perfsuite.records import ServerFacts
+from perfsuite.scenario.arm import Arm
 from perfsuite.scenario.files import load_scenario
-from perfsuite.scenario.schema import Arm
 from tests.made_run import FP8, NVFP4, arm, scenario, server_facts
 
 

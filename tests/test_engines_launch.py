@@ -12,7 +12,7 @@ import pytest
 from perfsuite.engines import ENGINES, launch_command
 from perfsuite.engines.vocabulary import ASSUMED_VOCAB_SIZE, find_vocab_size
 from perfsuite.errors import ScenarioError
-from perfsuite.scenario.schema import Arm, Parallelism
+from perfsuite.scenario.arm import Arm, Parallelism
 
 
 def arm(engine: str = "vllm", **changes: Any) -> Arm:

@@ -21,7 +21,8 @@ import pytest
 from perfsuite.engines import ProcessMark, Server, preflight, start_engine, stop_leftover, stop_leftover_mark
 from perfsuite.engines.process import mark_process
 from perfsuite.errors import EngineError, Interrupted
-from perfsuite.scenario.schema import Arm, Parallelism, Scenario, Timeouts
+from perfsuite.scenario.arm import Arm, Parallelism
+from perfsuite.scenario.schema import Scenario, Timeouts
 
 FAKE_ENGINE = Path(__file__).parent / "fake_engine.py"
 GONE_WITHIN_S = 15.0
@@ -239,7 +240,8 @@ PARENT = """
 import sys, time
 from pathlib import Path
 from perfsuite.engines import start_engine
-from perfsuite.scenario.schema import Arm, Parallelism, Scenario, Timeouts
+from perfsuite.scenario.arm import Arm, Parallelism
+from perfsuite.scenario.schema import Scenario, Timeouts
 arm = Arm(engine="vllm", checkpoint="m", precision="fp8", gpus=0, command=[sys.executable, "-I", "-S", sys.argv[2]],
           env={"FAKE_ENGINE": "grandchildren " + sys.argv[3]})
 with start_engine(arm, name="a", model="tiny", seed=1, timeouts=Timeouts(engine_stop="300ms"), truth_log_path=None,

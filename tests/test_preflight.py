@@ -20,7 +20,8 @@ from perfsuite.engines.attach import attach_endpoint
 from perfsuite.engines.preflight import check_asking
 from perfsuite.engines.readiness import free_port
 from perfsuite.errors import EngineError, Interrupted, ScenarioError, UsageError
-from perfsuite.scenario.schema import Arm, Scenario, Timeouts
+from perfsuite.scenario.arm import Arm
+from perfsuite.scenario.schema import Scenario, Timeouts
 
 FAKE_ENGINE = Path(__file__).parent / "fake_engine.py"
 KEY = "sk-right"

@@ -11,7 +11,7 @@ import pytest
 
 from perfsuite.errors import ScenarioError
 from perfsuite.scenario.files import load_prompt_rows, load_scenario, parse_scenario
-from perfsuite.scenario.schema import Workload
+from perfsuite.scenario.workload_entry import Workload
 
 GOOD = """\
 schema: 1

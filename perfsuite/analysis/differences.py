@@ -17,7 +17,8 @@ from typing import Any
 
 from perfsuite.errors import ScenarioError
 from perfsuite.records import ServerFacts
-from perfsuite.scenario.schema import Arm, Scenario
+from perfsuite.scenario.arm import Arm
+from perfsuite.scenario.schema import Scenario
 from perfsuite.units import format_bytes
 
 ENTAILED, CONFOUND, CONSEQUENCE = KINDS = ("entailed", "confound", "consequence")

@@ -16,9 +16,9 @@ from perfsuite.analysis.roofline import Efficiency, Layout
 from perfsuite.analysis.step_time import Batch, PrefillChunk, step_cost, step_model
 from perfsuite.errors import ScenarioError, UsageError
 from perfsuite.library import Checkpoint, Gpu, find_checkpoint, find_gpu
+from perfsuite.scenario.arm import Arm
 from perfsuite.scenario.check import has_kv_dtype
 from perfsuite.scenario.plan import LoadPoint, Plan, RequestSpecs, request_specs
-from perfsuite.scenario.schema import Arm
 from perfsuite.scenario.workload import TRACE_BLOCK_TOKENS, TraceRows
 
 PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)

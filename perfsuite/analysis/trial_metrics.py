@@ -13,7 +13,8 @@ from perfsuite.analysis.energy import Energy, Telemetry, mean_power_w, memory_us
 from perfsuite.analysis.metrics import METRICS, Flags, Floats, RequestColumns, percentile_or_note
 from perfsuite.analysis.steady import Window, time_shares_s
 from perfsuite.records import ServerFacts
-from perfsuite.scenario.schema import Arm, Slo
+from perfsuite.scenario.arm import Arm
+from perfsuite.scenario.schema import Slo
 
 MAX_TOKENS_PER_CHUNK_FOR_ITL = 1.05
 NO_COUNTS = "the server tells no token counts"

@@ -28,7 +28,8 @@ from perfsuite.engines.readiness import free_port, probe_attached, probe_started
 from perfsuite.engines.server import Engine, LaunchCommand, LaunchOrder, Server
 from perfsuite.engines.vllm import VLLM
 from perfsuite.errors import EngineError
-from perfsuite.scenario.schema import Arm, Timeouts
+from perfsuite.scenario.arm import Arm
+from perfsuite.scenario.schema import Timeouts
 
 __all__ = [
     "ENGINES",

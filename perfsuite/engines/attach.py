@@ -14,7 +14,8 @@ from perfsuite.engines.server_metrics import kv_capacity_tokens, read_cache_conf
 from perfsuite.engines.vocabulary import find_vocab_size
 from perfsuite.errors import EngineError, UsageError
 from perfsuite.records import ServerFacts
-from perfsuite.scenario.schema import Arm, Scenario
+from perfsuite.scenario.arm import Arm
+from perfsuite.scenario.schema import Scenario
 
 OWNERS = {"vllm": "vllm", "sglang": "sglang", "tensorrt_llm": "trtllm"}  # owned_by in GET /v1/models → dialect
 # A key that only this server's GET /server_info has → dialect (SGLang 0.5.23; vLLM 0.33 in development mode;

@@ -13,7 +13,7 @@ from perfsuite.engines.vllm import stats as metrics_stats
 from perfsuite.engines.vocabulary import find_vocab_size
 from perfsuite.errors import EngineError, ScenarioError
 from perfsuite.records import ServerFacts
-from perfsuite.scenario.schema import Arm
+from perfsuite.scenario.arm import Arm
 
 
 def launch(order: LaunchOrder) -> LaunchCommand:

@@ -17,7 +17,9 @@ from perfsuite.engines.readiness import POLL_S, in_background
 from perfsuite.engines.server import Server
 from perfsuite.engines.vllm import model_cards
 from perfsuite.errors import EngineError, Interrupted, ScenarioError
-from perfsuite.scenario.schema import Arm, Scenario, Workload
+from perfsuite.scenario.arm import Arm
+from perfsuite.scenario.schema import Scenario
+from perfsuite.scenario.workload_entry import Workload
 
 PROMPT_IDS = np.array([1000, 1001, 1002, 1003], dtype=np.int32)
 PROMPT = "Hello"

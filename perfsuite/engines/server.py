@@ -9,7 +9,7 @@ from pathlib import Path
 from perfsuite.engines.control import Endpoint
 from perfsuite.engines.process import EngineProcess, log_tail
 from perfsuite.records import ServerFacts
-from perfsuite.scenario.schema import Arm
+from perfsuite.scenario.arm import Arm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from perfsuite.engines.server_metrics import kv_capacity_tokens, read_cache_conf
 from perfsuite.engines.vocabulary import find_vocab_size
 from perfsuite.errors import EngineError, ScenarioError
 from perfsuite.records import ServerFacts
-from perfsuite.scenario.schema import Arm
+from perfsuite.scenario.arm import Arm
 
 GIB = 2**30
 ENV = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_ENGINE_READY_TIMEOUT_S": "86400"}

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from perfsuite.load.lags import Lags
 from perfsuite.records import ClientAudit, RequestRecord
 from perfsuite.scenario.plan import LoadPoint, RequestSpecs
-from perfsuite.scenario.schema import Timeouts, Workload
+from perfsuite.scenario.schema import Timeouts
 from perfsuite.scenario.workload import FileRows
+from perfsuite.scenario.workload_entry import Workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

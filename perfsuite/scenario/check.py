@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from perfsuite.errors import ScenarioError, UsageError
 from perfsuite.library import Checkpoint, find_checkpoint, find_gpu
-from perfsuite.scenario.schema import Arm, Scenario
+from perfsuite.scenario.arm import Arm
+from perfsuite.scenario.schema import Scenario
 
 
 def check_against_library(scenario: Scenario) -> None:

@@ -21,9 +21,10 @@ from pydantic_core import ErrorDetails
 
 from perfsuite.errors import ScenarioError
 from perfsuite.scenario.fields import MAX_TOKENS, json_trouble
-from perfsuite.scenario.schema import SCHEMA_VERSION, Scenario, Workload
+from perfsuite.scenario.schema import SCHEMA_VERSION, Scenario
 from perfsuite.scenario.traces import load_trace
 from perfsuite.scenario.workload import FileRows, PromptRow, PromptRows
+from perfsuite.scenario.workload_entry import Workload
 
 MAX_FILE_BYTES = 1_000_000
 MAX_NODES = 50_000

@@ -22,8 +22,9 @@ from perfsuite.scenario.fields import MAX_DURATION_S, TokenRange
 from perfsuite.scenario.load_points import LoadPoint as LoadPoint
 from perfsuite.scenario.load_points import entry_of_point
 from perfsuite.scenario.load_points import expand_load_points as expand_load_points
-from perfsuite.scenario.schema import Scenario, Workload
+from perfsuite.scenario.schema import Scenario
 from perfsuite.scenario.workload import TRACE_BLOCK_TOKENS, TraceRows
+from perfsuite.scenario.workload_entry import Workload
 
 CLOSED_LOOP_OFFSET = -1
 
