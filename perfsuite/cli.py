@@ -17,6 +17,7 @@ import typer
 from perfsuite.errors import NoValidComparison, PerfsuiteError, UsageError
 
 if TYPE_CHECKING:
+    from perfsuite.load.spawning import Line
     from perfsuite.report.live import Live
     from perfsuite.run import Answer
     from perfsuite.scenario.plan import Plan
@@ -116,6 +117,17 @@ def run(
     workers: Annotated[int | None, typer.Option("--workers", min=1, help="Load worker processes.")] = None,
 ) -> None:
     """Play a scenario and print the comparison. Every record is kept in a bundle under --results."""
+    from perfsuite.load.spawning import spawned_workers
+
+    with spawned_workers(1) as spawned:  # it gets ready while this process imports the rest and plans
+        answer = _run(scenario, results, seed, workers, spawned)
+    _print_answer(answer, json=json)
+    _refuse_incomparable(answer)
+    if all(t.validity == "invalid" for t in answer.summary.trials):
+        raise NoValidComparison("no valid trial", cure=f"perfsuite check {answer.path.name}")
+
+
+def _run(scenario: Path, results: Path, seed: int | None, workers: int | None, spawned: list[Line]) -> Answer:
     from perfsuite.run import choose_workers, prepare, run_scenario, stop_on_signals
 
     prepared = prepare(scenario, seed=seed)
@@ -125,11 +137,7 @@ def run(
     print(f"{mark}load workers: {num_workers} ({chosen})", file=sys.stderr, flush=True)
     print(f"{mark}{_calibration_note(prepared.plan, num_workers)}", file=sys.stderr, flush=True)
     with stop_on_signals() as stop, _live_view() as on_live:
-        answer = run_scenario(prepared, results, stop=stop, on_live=on_live, workers=num_workers)
-    _print_answer(answer, json=json)
-    _refuse_incomparable(answer)
-    if all(t.validity == "invalid" for t in answer.summary.trials):
-        raise NoValidComparison("no valid trial", cure=f"perfsuite check {answer.path.name}")
+        return run_scenario(prepared, results, stop=stop, on_live=on_live, workers=num_workers, spawned=spawned)
 
 
 @app.command("list")

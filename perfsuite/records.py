@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 # Every planned request ends with exactly one of these. All but "ok" are counted and kept out of latency percentiles.
 OUTCOMES: dict[str, str] = {
@@ -248,22 +249,44 @@ TELEMETRY_SCHEMA = pa.schema(
 )
 
 
-def chunk_deltas_us(t_send_ns: int, chunk_ns: Sequence[int]) -> np.ndarray[Any, np.dtype[np.int32]]:
+def chunk_deltas_us(t_send_ns: int, chunk_ns: Sequence[int]) -> NDArray[np.int32]:
     """Gaps in microseconds, int32, shape (num_chunks,): first from t_send_ns, then from chunk to chunk.
 
     Each arrival is rounded once, as an offset from t_send_ns, so that gaps add up to the rounded offset: rounding
     errors do not accumulate. A gap beyond int32 (35 minutes) is clipped.
     """
-    offsets_us = np.rint((np.asarray(chunk_ns, dtype=np.int64) - t_send_ns) / 1000).astype(np.int64)
+    return _deltas_us(np.asarray(chunk_ns, dtype=np.int64) - t_send_ns, np.zeros(1, dtype=np.int64))
+
+
+def _deltas_us(offsets_ns: NDArray[np.int64], first: NDArray[np.int64]) -> NDArray[np.int32]:
+    """Gaps between the chunks of requests laid end to end; `first`: where each request begins."""
+    if not len(offsets_ns):
+        return np.zeros(0, dtype=np.int32)
+    offsets_us = np.rint(offsets_ns / 1000).astype(np.int64)
     gaps = np.diff(offsets_us, prepend=0)
+    gaps[first] = offsets_us[first]
     return np.clip(gaps, -(2**31), 2**31 - 1).astype(np.int32)
 
 
 def request_batch(records: Sequence[RequestRecord]) -> pa.RecordBatch:
     """Records as one Arrow batch of REQUEST_SCHEMA."""
     columns = [pa.array([getattr(r, name) for r in records], kind) for name, kind, _ in _SCALARS]
-    deltas = [chunk_deltas_us(r.t_send_ns or r.t_sched_ns, r.chunk_ns) for r in records]
-    columns.append(pa.array(deltas, pa.list_(pa.int32())))
-    columns.append(pa.array([r.chunk_tokens for r in records], pa.list_(pa.int32())))
-    columns.append(pa.array([list(r.chunk_read_events) for r in records], pa.list_(pa.uint8())))
+    ends = np.cumsum([0, *(len(r.chunk_ns) for r in records)])
+    base_ns = np.array([r.t_send_ns or r.t_sched_ns for r in records], dtype=np.int64)
+    offsets_ns = _joined([r.chunk_ns for r in records], np.int64) - np.repeat(base_ns, np.diff(ends))
+    deltas = _deltas_us(offsets_ns, ends[:-1][np.diff(ends) > 0])
+    columns.append(pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(deltas)))
+    columns.append(_lists([r.chunk_tokens for r in records], np.int32))
+    columns.append(_lists([r.chunk_read_events for r in records], np.uint8))
     return pa.RecordBatch.from_arrays(columns, schema=REQUEST_SCHEMA)
+
+
+def _joined(parts: Sequence[Sequence[int] | None], kind: type[np.generic]) -> NDArray[Any]:
+    return np.concatenate([np.zeros(0, kind), *(np.asarray(part, dtype=kind) for part in parts if part is not None)])
+
+
+def _lists(parts: Sequence[Sequence[int] | None], kind: type[np.generic]) -> pa.ListArray:
+    """A column of lists; None stays None. Raises OverflowError for a number that the kind cannot hold."""
+    ends = np.cumsum([0, *(0 if part is None else len(part) for part in parts)])
+    is_missing = pa.array([part is None for part in parts], pa.bool_())
+    return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(_joined(parts, kind)), mask=is_missing)

@@ -25,6 +25,7 @@ from perfsuite.engines.process import mark_process
 from perfsuite.errors import EngineError, Interrupted, StoreError
 from perfsuite.load.order import PlayOrder, PlayReport, Progress, Target
 from perfsuite.load.shares import num_workers
+from perfsuite.load.spawning import Line
 from perfsuite.load.workers import LoadWorkers, WorkerLost, start_workers
 from perfsuite.records import TrialFacts
 from perfsuite.report.json import answer_json
@@ -138,8 +139,11 @@ def run_scenario(
     stop: StopRequest,
     on_live: Callable[[Live], None],
     workers: int | None = None,
+    spawned: list[Line] | None = None,
 ) -> Answer:
     """Play every block and trial, finish the bundle, and say what it holds. workers: None = choose_workers().
+
+    spawned: worker processes to use first, see start_workers.
 
     Raises UsageError for a missing API key before there is a bundle; else EngineError, WorkerLost or Interrupted after
     the bundle was finalized with what there was.
@@ -151,7 +155,7 @@ def run_scenario(
         run = _Run(prepared=prepared, bundle=bundle, stop=stop, on_live=on_live)
         num = workers or choose_workers(prepared)
         bundle.event("load_workers", num_workers=num, num_cores=_num_cores())
-        with start_workers(open_request_sink, num) as load, start_sampler() as sampler:
+        with start_workers(open_request_sink, num, spawned=spawned) as load, start_sampler() as sampler:
             for kind, pid in (*(("load_worker", pid) for pid in load.pids), ("sampler", sampler.pid)):
                 bundle.add_process(asdict(mark_process(pid, kind=kind, port=0)))
             _play_blocks(run, load, sampler)

@@ -7,9 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from perfsuite.load.wire import MAX_HEAD_BYTES, ResponseFramer, WireError, iter_events, read_body
-from tests.servers import STREAM_HEAD, chunk
+from perfsuite.dialects import DIALECTS
+from perfsuite.load.answer import Answer
+from perfsuite.load.wire import MAX_HEAD_BYTES, ResponseFramer, WireError, iter_events, read_body, split_events
+from tests.servers import DONE, END, STREAM_HEAD, chunk, text_event
+
+EVENT_PIECES = [
+    b"data: {}\n\n", b"data:x\n\n", b": ping\n\n", b"data: a\r\n\r\n", b"data: a\ndata: b\n\n", b"\n",
+    b"event: e\ndata: 1\n\n", b"data:\n\n", b"data: end",
+]  # fmt: skip
 
 CAPTURES = Path(__file__).parent / "data" / "captures"
 STREAMS = sorted(path.relative_to(CAPTURES).as_posix() for path in CAPTURES.glob("*/*stream*.raw"))
@@ -28,7 +37,8 @@ def fed(parts: Iterator[bytes] | list[bytes]) -> ResponseFramer:
 def events(framer: ResponseFramer) -> list[tuple[bytes, int]]:
     """Data of each event and where it ends in the raw response."""
     body = read_body(framer)
-    return [(data, body.raw_offset(end)) for data, end in iter_events(body.data, is_complete=framer.is_complete)]
+    events = list(iter_events(body.data, is_complete=framer.is_complete))
+    return list(zip([data for data, _ in events], body.raw_offsets([end for _, end in events]), strict=True))
 
 
 def random_parts(data: bytes, seed: int) -> list[bytes]:
@@ -184,3 +194,47 @@ def test_a_chunk_longer_than_its_size_is_refused() -> None:
     framer.feed(STREAM_HEAD + b"3\r\nabcdefgh\r\n"[:11])
     with pytest.raises(WireError, match="does not end"):
         read_body(framer)
+
+
+@given(st.lists(st.sampled_from(EVENT_PIECES), max_size=8), st.booleans())
+def test_events_split_at_once_are_those_found_one_by_one(parts: list[bytes], is_complete: bool) -> None:
+    body = b"".join(parts)
+    one_by_one = list(iter_events(body, is_complete=is_complete))
+    assert list(zip(*split_events(body, is_complete=is_complete), strict=True)) == one_by_one
+
+
+def test_events_read_in_slices_of_any_size_say_the_same() -> None:
+    events = [text_event("a", token_ids=[1]), text_event("b", token_ids=[2, 3]),
+              text_event("", token_ids=[4], finish="stop"),
+              b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4}}\n\n', DONE]  # fmt: skip
+    raw = STREAM_HEAD + b"".join(map(chunk, events)) + END
+
+    def said(size: int) -> list[object]:
+        framer = ResponseFramer()
+        framer.feed(raw)
+        answer = Answer(framer, DIALECTS["vllm"])
+        while not answer.read(size):
+            pass
+        return [list(answer.token_ends), list(answer.token_counts), answer.n_out, answer.is_done, answer.finish_reason,
+                answer.first_visible, answer.last_event_end, answer.problem]  # fmt: skip
+
+    assert said(1) == said(2) == said(3) == said(100)
+    assert said(1)[1:4] == [[1, 2, 1], 4, True]
+
+
+def test_two_values_in_one_event_are_no_json() -> None:
+    framer = ResponseFramer()
+    framer.feed(STREAM_HEAD + chunk(b'data: {"choices":[]},{"choices":[]}\n\n') + chunk(b"data: {}\n\n") + END)
+    answer = Answer(framer, DIALECTS["vllm"])
+    assert answer.read(10)
+    assert answer.problem is not None and "not JSON" in answer.problem
+
+
+def test_an_end_with_bytes_behind_it_is_seen_without_looking_at_the_tail() -> None:
+    framer = ResponseFramer()
+    framer.raw += STREAM_HEAD + chunk(b"data: a\n\n")
+    assert not framer.advance()
+    framer.raw += b"0\r\n\r\nHTTP/1.1 200 OK"
+    assert not framer.raw.endswith(framer.tail)
+    assert framer.advance()
+    assert not framer.keep_alive

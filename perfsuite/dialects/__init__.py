@@ -3,7 +3,7 @@
 A dialect is a value in the table `DIALECTS`. Facts: the servers' sources, and captured streams (tests/data/captures).
 """
 
-from perfsuite.dialects.dialect import RESERVED_FIELDS, Ask, Dialect, Event, EventError
+from perfsuite.dialects.dialect import RESERVED_FIELDS, TERMINATOR, Ask, Dialect, Event, EventError
 from perfsuite.dialects.openai import OPENAI
 from perfsuite.dialects.sglang import SGLANG, SGLANG_GENERATE
 from perfsuite.dialects.trtllm import TRTLLM
@@ -17,4 +17,4 @@ DIALECTS: dict[str, Dialect] = {
     "openai": OPENAI,
 }
 
-__all__ = ["DIALECTS", "RESERVED_FIELDS", "Ask", "Dialect", "Event", "EventError"]
+__all__ = ["DIALECTS", "RESERVED_FIELDS", "TERMINATOR", "Ask", "Dialect", "Event", "EventError"]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from perfsuite.errors import ScenarioError
@@ -85,6 +86,10 @@ class Event(NamedTuple):
     is_running: bool = False
 
 
+TERMINATOR = b"[DONE]"
+DONE = Event(is_done=True)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dialect:
     """How an API is spoken.
@@ -95,7 +100,9 @@ class Dialect:
     accepts_token_ids  /v1/completions takes a prompt as token ids
     build_body         the request body; prompt token ids stay a numpy array, for orjson with OPT_SERIALIZE_NUMPY.
                        Raises ScenarioError for an extra field that is not allowed
-    read_event         the data of one event → Event; raises EventError
+    read_message       the JSON of one event → Event; raises EventError
+    plain_tokens       the JSON of one event → its tokens when it holds visible text and nothing else (−1: it does not
+                       tell how many), None when it holds more and is for read_message; raises nothing
     """
 
     name: str
@@ -104,12 +111,43 @@ class Dialect:
     allowed_fields: Mapping[str, frozenset[str]] | None = None
     accepts_token_ids: bool
     build_body: Callable[[Ask], dict[str, Any]]
-    read_event: Callable[[bytes], Event]
+    read_message: Callable[[Any], Event]
+    plain_tokens: Callable[[Any], int | None]
 
     @property
     def can_ignore_eos(self) -> bool:
         """Answers of an exact length can be asked for."""
         return "ignore_eos" in self.extra_fields
+
+    def read_event(self, data: bytes) -> Event:
+        """The data of one event. Raises EventError: not JSON, or of another shape."""
+        if data == TERMINATOR:
+            return DONE
+        try:
+            message = orjson.loads(data)
+        except orjson.JSONDecodeError as error:
+            raise EventError(f"not JSON ({error}): {data[:80].decode('utf-8', 'replace')}") from None
+        return self.read_message(message)
+
+
+def checked(message: Any, read: Callable[[Any], Event]) -> Event:
+    """`read` of the JSON of one event. Raises EventError when it is not as `read` expects."""
+    try:
+        event = read(message)
+    except (AttributeError, KeyError, TypeError, IndexError) as error:
+        raise EventError(f"unexpected shape ({error}): {_start(message)}") from None
+    if not (_is_count(event.n_in) and _is_count(event.n_out) and isinstance(event.finish_reason, str | None)):
+        raise EventError(f"usage or finish reason of another type: {_start(message)}")
+    return event
+
+
+def _is_count(value: object) -> bool:
+    """None, or an integer that a record can hold; true and false are none."""
+    return value is None or (type(value) is int and 0 <= value < 2**31)
+
+
+def _start(message: Any) -> str:
+    return orjson.dumps(message)[:80].decode("utf-8", "replace")
 
 
 def wanted_fields(ask: Ask) -> dict[str, Any]:

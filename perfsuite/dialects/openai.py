@@ -6,16 +6,12 @@ Source: OpenAI API reference (completions, chat completions, streaming); streams
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import orjson
-
-from perfsuite.dialects.dialect import Ask, Dialect, Event, EventError, wanted_fields
+from perfsuite.dialects.dialect import Ask, Dialect, Event, checked, wanted_fields
 
 PATHS = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
 MAX_ERROR_CHARS = 300
-_DONE = Event(is_done=True)
 
 
 def build_body(ask: Ask) -> dict[str, Any]:
@@ -30,31 +26,30 @@ def build_body(ask: Ask) -> dict[str, Any]:
     return body | wanted_fields(ask)
 
 
-def read_event(data: bytes) -> Event:
-    """One event of /v1/completions or /v1/chat/completions. Raises EventError: not JSON, or of another shape."""
-    return read_json_event(data, _read_message)
+def read_message(message: Any) -> Event:
+    """The JSON of one event of /v1/completions or /v1/chat/completions. Raises EventError."""
+    return checked(message, _read_message)
 
 
-def read_json_event(data: bytes, read_message: Callable[[dict[str, Any]], Event]) -> Event:
-    """The terminator, or `read_message` of the JSON. Raises EventError: not JSON, or not as read_message expects."""
-    if data == b"[DONE]":
-        return _DONE
+def plain_tokens(message: Any) -> int | None:
+    """See Dialect. Most chunks of an answer are plain: text or content, no usage, no finish reason, no reasoning."""
     try:
-        message = orjson.loads(data)
-    except orjson.JSONDecodeError as error:
-        raise EventError(f"not JSON ({error}): {_start(data)}") from None
-    try:
-        event = read_message(message)
-    except (AttributeError, KeyError, TypeError) as error:
-        raise EventError(f"unexpected shape ({error}): {_start(data)}") from None
-    if not (_is_count(event.n_in) and _is_count(event.n_out) and isinstance(event.finish_reason, str | None)):
-        raise EventError(f"usage or finish reason of another type: {_start(data)}")
-    return event
-
-
-def _is_count(value: object) -> bool:
-    """None, or an integer that a record can hold; true and false are none."""
-    return value is None or (type(value) is int and 0 <= value < 2**31)
+        if message.get("usage") is not None or "error" in message or message.get("object") == "error":
+            return None
+        choice = message["choices"][0]
+        if choice.get("finish_reason") is not None:
+            return None
+        delta = choice.get("delta")
+        if delta is None:
+            text = choice["text"]
+        elif delta.get("reasoning") or delta.get("reasoning_content") or delta.get("tool_calls"):
+            return None
+        else:
+            text = delta.get("content")
+        token_ids = choice.get("token_ids")
+        return (len(token_ids) if token_ids else -1) if text and type(text) is str else None
+    except (AttributeError, KeyError, TypeError, IndexError):
+        return None
 
 
 def _read_message(message: dict[str, Any]) -> Event:
@@ -100,15 +95,12 @@ def error_text(message: dict[str, Any]) -> str:
     return str(error)[:MAX_ERROR_CHARS]
 
 
-def _start(data: bytes) -> str:
-    return data[:80].decode("utf-8", "replace")
-
-
 OPENAI = Dialect(
     name="openai",
     paths=PATHS,
     extra_fields=frozenset(),
     accepts_token_ids=True,  # the API reference lists arrays of tokens for /v1/completions
     build_body=build_body,
-    read_event=read_event,
+    read_message=read_message,
+    plain_tokens=plain_tokens,
 )

@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 from perfsuite.dialects import openai
-from perfsuite.dialects.dialect import Ask, Dialect, Event, refuse_unknown_fields, wanted_fields
+from perfsuite.dialects.dialect import Ask, Dialect, Event, checked, refuse_unknown_fields, wanted_fields
 
 # Fields of `sampling_params`, which refuses others. Those beyond temperature and top_p come from extra_body.
 SAMPLING_FIELDS = frozenset(
@@ -63,9 +63,9 @@ def build_generate_body(ask: Ask) -> dict[str, Any]:
     return body | {key: value for key, value in extra.items() if key not in SAMPLING_FIELDS}
 
 
-def read_generate_event(data: bytes) -> Event:
-    """One event of /generate. Raises EventError: not JSON, or of another shape."""
-    return openai.read_json_event(data, _read_generate_message)
+def read_generate_message(message: Any) -> Event:
+    """The JSON of one event of /generate. Raises EventError."""
+    return checked(message, _read_generate_message)
 
 
 def _read_generate_message(message: dict[str, Any]) -> Event:
@@ -92,7 +92,8 @@ SGLANG = Dialect(
     extra_fields=frozenset({"ignore_eos", "min_tokens", "return_token_ids"}),
     accepts_token_ids=True,
     build_body=build_body,
-    read_event=openai.read_event,
+    read_message=openai.read_message,
+    plain_tokens=openai.plain_tokens,
 )
 SGLANG_GENERATE = Dialect(
     name="sglang-generate",
@@ -101,5 +102,6 @@ SGLANG_GENERATE = Dialect(
     allowed_fields={"completions": GENERATE_FIELDS},
     accepts_token_ids=True,
     build_body=build_generate_body,
-    read_event=read_generate_event,
+    read_message=read_generate_message,
+    plain_tokens=lambda message: None,  # each event counts the tokens so far
 )

@@ -55,5 +55,6 @@ TRTLLM = Dialect(
     allowed_fields=FIELDS,
     accepts_token_ids=True,
     build_body=build_body,
-    read_event=openai.read_event,
+    read_message=openai.read_message,
+    plain_tokens=openai.plain_tokens,
 )

@@ -37,12 +37,17 @@ from perfsuite.load.wire import WireError
 
 MAX_IDLE_NS = 2_000_000_000  # below every server's keep-alive time-out that we know of (uvicorn: 5 s)
 MAX_OPENED_AHEAD = 512
+OPENS_PER_TURN = 8
+EVENTS_PER_LOOK = 32
+QUIET_NS = 50_000_000
+NEVER = 1 << 62
 
 
 class Client:
     """Keeps connections to one address and runs exchanges on them.
 
     on_end     called with each exchange once it ended, whatever way; it may submit the next one
+    on_due     called with the time when due_ns has come while many events are handled; it may submit, and sets due_ns
     has_token  tells whether what an exchange received so far holds a token; called only when a time-out is near
     A connection is used again when the answer ended cleanly, but not after MAX_IDLE_NS of idleness. When the server had
     closed a re-used one already (Connection.was_closed_before_use), the request goes out once more, on a fresh one.
@@ -54,11 +59,15 @@ class Client:
         deadlines: Deadlines,
         *,
         on_end: Callable[[Exchange], None],
+        on_due: Callable[[int], object],
         has_token: Callable[[Exchange], bool],
     ) -> None:
         self._address = address
         self._deadlines = deadlines
         self._on_end = on_end
+        self._on_due = on_due
+        self.due_ns = NEVER
+        self._num_to_open = 0
         self._has_token = has_token
         self._poller = open_poller()
         self._connections: dict[int, Connection] = {}
@@ -97,7 +106,19 @@ class Client:
                 return had_events
 
     def _handle(self, ready: list[tuple[int, int]]) -> bool:
-        """One batch of events. True when a request ended."""
+        """One batch of events; what comes due meanwhile is sent. True when a request ended."""
+        has_ended = False
+        for start in range(0, len(ready), EVENTS_PER_LOOK):
+            if start and monotonic_ns() >= self.due_ns:
+                self._on_due(monotonic_ns())
+            has_ended = self._handle_some(ready[start : start + EVENTS_PER_LOOK]) or has_ended
+        if self._ended:
+            self.hand_over()
+        while self._to_close:
+            self._to_close.pop().close()
+        return has_ended
+
+    def _handle_some(self, ready: list[tuple[int, int]]) -> bool:
         connections = self._connections
         has_ended = False
         for fd, mask in ready:
@@ -111,18 +132,19 @@ class Client:
             if self._ended:
                 has_ended = True
                 self.hand_over()
-        if self._ended:
-            self.hand_over()
-        while self._to_close:
-            self._to_close.pop().close()
         return has_ended
 
     def ensure_ahead(self, num: int) -> None:
-        """Open connections until `num` are idle or about to be, beyond those that requests wait for."""
+        """Have `num` connections idle or about to be, beyond those that requests wait for; open_some opens them."""
         missing = min(num, MAX_OPENED_AHEAD) + len(self._waiting) - len(self._idle) - self.num_opening
-        if self.first_refusal_ns is None:
-            for _ in range(missing):
-                self._open()
+        self._num_to_open = missing if self.first_refusal_ns is None else 0
+
+    def open_some(self) -> bool:
+        """Open connections ahead of need, OPENS_PER_TURN at most. True while some are missing or being opened."""
+        for _ in range(min(self._num_to_open, OPENS_PER_TURN)):
+            self._num_to_open -= 1
+            self._open()
+        return self._num_to_open > 0 or self.num_opening > 0
 
     def scan(self, now: int) -> None:
         """End what has run out of time. To be called every tenth of a second or so."""
@@ -139,6 +161,8 @@ class Client:
                 outcome = expired(exchange, now, deadlines, has_token=self._has_token)
                 if outcome is not None:
                     self._abandon(connection, exchange, outcome, "")
+                elif connection.state == RECEIVING and exchange.user_ns and now - exchange.user_ns[-1] > QUIET_NS:
+                    self._follow(connection, exchange)  # what is behind an end that nobody asked for, or not HTTP
             elif now - connection.t_idle_ns > MAX_IDLE_NS:
                 self._idle.remove(connection)
                 self._close(connection)
@@ -337,7 +361,7 @@ class Client:
         exchange.user_ns.append(now)
         exchange.read_ends.append(len(raw))
         exchange.kernel += ancillary[0][2] if ancillary else NO_STAMP
-        if len(raw) >= framer.need:
+        if len(raw) >= framer.need and raw.endswith(framer.tail):
             self._follow(connection, exchange)
 
     def _receive_tls(self, connection: Connection, exchange: Exchange) -> None:
@@ -374,7 +398,12 @@ class Client:
 
     def _lost(self, connection: Connection, exchange: Exchange, how: str) -> None:
         """The server closed or reset the connection while a request was on it."""
-        if not exchange.framer.at_eof():
+        try:
+            is_complete = exchange.framer.at_eof()
+        except WireError as error:
+            self._abandon(connection, exchange, "malformed_stream", str(error))
+            return
+        if not is_complete:
             if connection.was_closed_before_use(monotonic_ns()):
                 self._close(connection)
                 exchange.is_resent = True

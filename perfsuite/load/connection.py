@@ -18,7 +18,7 @@ from perfsuite.load.requests import BuiltRequest
 from perfsuite.load.wire import ResponseFramer
 
 if TYPE_CHECKING:
-    from perfsuite.load.decode import Answer
+    from perfsuite.load.answer import Answer
 
 SO_TIMESTAMPNS = 35  # asm-generic/socket.h; the socket module has no name for it
 RESEND_WINDOW_NS = 100_000_000

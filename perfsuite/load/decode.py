@@ -3,171 +3,23 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from perfsuite.clock import RealtimeOffset
-from perfsuite.dialects import Dialect, Event, EventError
+from perfsuite.dialects import Dialect
+from perfsuite.load.answer import Answer
 from perfsuite.load.connection import Exchange
 from perfsuite.load.order import PlayOrder
-from perfsuite.load.wire import NO_BODY, Body, ResponseFramer, WireError, iter_events, read_body, take_body
+from perfsuite.load.wire import ResponseFramer
 from perfsuite.records import RequestRecord
 
 MAX_DETAIL_CHARS = 300
 MAX_READ_EVENTS = 255  # uint8 in the schema
 MAX_STAMP_AHEAD_NS = 1_000_000
 _FAILED_FINISH = ("abort", "error", "timeout", "cancelled")
-
-
-class Answer:
-    """What the events of a response say, read a slice at a time, while the response comes in or when it has ended.
-
-    token_ends     offset in the response where each token-bearing event ends
-    token_counts   tokens in each; −1 = not told
-    last_event_end offset in the response where the last event of any kind ends
-    problem        why reading stopped early: not HTTP, SSE or JSON as the API promises
-    """
-
-    __slots__ = ("_body", "_dialect", "_events", "_framer", "_has_all", "_position", "error", "finish_reason",
-                 "first_visible", "is_done", "last_event_end", "n_in", "n_out", "problem", "text", "token_counts",
-                 "token_ends")  # fmt: skip
-
-    def __init__(self, framer: ResponseFramer, dialect: Dialect) -> None:
-        self._framer = framer
-        self._dialect = dialect
-        self._body = NO_BODY  # not read yet from _position on
-        self._position = 0
-        self._events: Iterator[tuple[bytes, int]] = iter(())
-        self._has_all = False
-        self.text = ""  # the beginning of the body, for error messages
-        self.token_ends = array("q")
-        self.token_counts = array("i")
-        self.first_visible: int | None = None
-        self.last_event_end = 0
-        self.finish_reason: str | None = None
-        self.n_in: int | None = None
-        self.n_out: int | None = None
-        self.error: str | None = None
-        self.is_done = False
-        self.problem: str | None = None
-
-    def read(self, max_events: int, *, has_ended: bool = True) -> bool:
-        """Read up to max_events more events. True when there are no more, or, of a live response, none as yet.
-
-        What is read of a live response (has_ended=False) is taken away from its framer: see wire.take_body.
-        """
-        for _ in range(max_events):
-            if self.problem is not None:
-                return True
-            found = next(self._events, None)
-            if found is None and self._fetch(has_ended):
-                found = next(self._events, None)
-            if found is None:
-                return True
-            self._position = found[1]
-            try:
-                event = self._dialect.read_event(found[0])
-            except EventError as error:
-                self.problem = str(error)
-                return True
-            self._take(event, self._body.raw_offset(found[1]))
-        return False
-
-    def _fetch(self, has_ended: bool) -> bool:
-        """Get from the framer what has come since. False when that is nothing new."""
-        if self._has_all:
-            return False
-        try:
-            more = read_body(self._framer) if has_ended else take_body(self._framer)
-        except WireError as error:
-            self.problem = str(error)
-            return False
-        if not has_ended and not more.data:
-            self._keep_unread(NO_BODY)
-            return False
-        self._has_all = has_ended
-        self._keep_unread(more)
-        if not self.text:
-            self.text = self._body.data[: 4 * MAX_DETAIL_CHARS].decode("utf-8", "replace").strip()[:MAX_DETAIL_CHARS]
-        self._events = iter_events(self._body.data, is_complete=has_ended and self._framer.is_complete)
-        return True
-
-    def _keep_unread(self, more: Body) -> None:
-        """Forget what was read of the body, and append `more`."""
-        self._body = self._body.followed_by(more, start=self._position)
-        self._position = 0
-
-    def _take(self, event: Event, end: int) -> None:
-        self.last_event_end = end
-        num_tokens = event.num_tokens
-        has_token = event.has_token
-        if event.n_out is not None:
-            if num_tokens is None:
-                num_tokens = self._growth(event)
-                has_token = has_token or num_tokens is not None
-            self.n_in, self.n_out = event.n_in, event.n_out
-        if has_token:
-            if event.visible and self.first_visible is None:
-                self.first_visible = len(self.token_ends)
-            self.token_ends.append(end)
-            self.token_counts.append(-1 if num_tokens is None else num_tokens)
-        self.finish_reason = event.finish_reason or self.finish_reason
-        self.error = self.error or event.error
-        self.is_done = self.is_done or event.is_done
-
-    def _growth(self, event: Event) -> int | None:
-        """Tokens of an event whose usage counts those so far; None when there are none, or when it counts the answer.
-
-        The first usage after chunks without one is the whole answer's, even when it comes with the last chunk.
-        """
-        assert event.n_out is not None
-        if self.n_out is not None:
-            growth = event.n_out - self.n_out
-        else:
-            growth = event.n_out if event.is_running and not len(self.token_ends) else 0
-        return growth if growth > 0 else None
-
-    def counts(self) -> list[int] | None:
-        """Tokens of each chunk; None unless every chunk tells."""
-        counts = self.token_counts.tolist()
-        return counts if counts and min(counts) >= 0 else None
-
-    def num_output_tokens(self) -> tuple[int | None, str | None]:
-        """(tokens, where the number comes from): the usage, else the chunks' token ids, else not known."""
-        if self.n_out is not None:
-            return self.n_out, "usage"
-        counts = self.counts()
-        return (sum(counts), "token_ids") if counts else (None, None)
-
-
-def answer_of(exchange: Exchange, dialect: Dialect) -> Answer:
-    """The answer of an exchange, made when it is asked for first."""
-    if exchange.answer is None:
-        exchange.answer = Answer(exchange.framer, dialect)
-    return exchange.answer
-
-
-def read_live(exchange: Exchange, dialect: Dialect, max_events: int) -> bool:
-    """Read some events of an exchange that goes on, and forget their bytes. True when there are none as yet."""
-    framer = exchange.framer
-    if framer.status != 200:
-        return True
-    before = framer.base
-    has_all = answer_of(exchange, dialect).read(max_events, has_ended=False)
-    if framer.base != before:
-        exchange.cuts.append((len(exchange.read_ends), framer.base - before))
-    return has_all
-
-
-def has_token(exchange: Exchange, dialect: Dialect) -> bool:
-    """Whether what was received so far holds a token. Reads it all: for the rare exchange that is near a time-out."""
-    while not (exchange.answer is not None and exchange.answer.token_ends):
-        if read_live(exchange, dialect, 64):
-            break
-    return exchange.answer is not None and len(exchange.answer.token_ends) > 0
 
 
 def read_ends(exchange: Exchange) -> NDArray[np.int64]:
@@ -208,7 +60,7 @@ def make_record(exchange: Exchange, answer: Answer, order: PlayOrder, dialect: D
     position = exchange.request.index
     outcome, detail = judge(exchange, answer, exact_tokens=order.workload.ignore_eos and dialect.can_ignore_eos)
     ends = read_ends(exchange)
-    reads = np.searchsorted(ends, np.array(answer.token_ends), side="left")
+    reads = np.searchsorted(ends, np.array(answer.token_ends, dtype=np.int64), side="left")
     chunk_ns = at.t_ns[reads]
     events_of_read = np.bincount(reads) if len(reads) else reads
     counts = answer.counts()
@@ -239,9 +91,9 @@ def make_record(exchange: Exchange, answer: Answer, order: PlayOrder, dialect: D
         timestamp_source=at.source if len(at.t_ns) else None,
         bytes_received=exchange.framer.num_bytes,
         worker=order.worker,
-        chunk_ns=chunk_ns.tolist(),
+        chunk_ns=array("q", chunk_ns.tobytes()),
         chunk_tokens=counts,
-        chunk_read_events=np.minimum(events_of_read[reads], MAX_READ_EVENTS).tolist(),
+        chunk_read_events=array("B", np.minimum(events_of_read[reads], MAX_READ_EVENTS).astype(np.uint8).tobytes()),
         tail_in_last_read=len(reads) > 0
         and answer.last_event_end > answer.token_ends[-1]
         and last_read == int(reads[-1]),

@@ -18,11 +18,11 @@ from time import monotonic_ns
 from perfsuite.clock import RealtimeOffset
 from perfsuite.dialects import DIALECTS
 from perfsuite.errors import StoreError
+from perfsuite.load.answer import has_token
 from perfsuite.load.audit import Auditor
-from perfsuite.load.client import Client
+from perfsuite.load.client import NEVER, Client
 from perfsuite.load.connection import Address, ConnectError, Exchange, resolve
 from perfsuite.load.deadlines import deadlines_of
-from perfsuite.load.decode import has_token
 from perfsuite.load.order import Control, PlayOrder, PlayReport, Progress, RecordSink, Target
 from perfsuite.load.recorder import Recorder
 from perfsuite.load.requests import RequestBuilder
@@ -30,14 +30,15 @@ from perfsuite.load.schedule import Offline, Schedule, make_schedule
 
 TICK_NS = 50_000_000
 PROGRESS_NS = 500_000_000
-FLUSH_NS = 200_000_000
 AHEAD_NS = 150_000_000
 BACKOFF_NS = 100_000_000
 SERVER_GONE_NS = 10_000_000_000
 PRECONNECT_NS = 1_000_000_000
 MEETING_STEP_NS = 2_000_000
-SENDS_PER_TURN = 32
+SENDS_PER_TURN = 8
 MIN_AHEAD_REQUESTS = 64
+MAX_AHEAD_REQUESTS = 1024
+BUILT_AHEAD_S = 0.25
 _CONNECT_FAILURES = ("connect_refused", "connect_timeout", "tls", "client_internal")
 
 
@@ -71,6 +72,14 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
+def _num_ahead(order: PlayOrder) -> int:
+    """Requests to build before they are due: the slots of a closed loop, BUILT_AHEAD_S of an open one."""
+    due = order.specs.t_offset_ns
+    span_s = float(due[-1] - due[0]) / 1e9
+    of_rate = round(len(due) / span_s * BUILT_AHEAD_S) if span_s > 0 else 0
+    return min(MAX_AHEAD_REQUESTS, max(MIN_AHEAD_REQUESTS, order.point.concurrency or 0, of_rate))
+
+
 class _Player:
     """The state of one play."""
 
@@ -92,9 +101,8 @@ class _Player:
             auditor=self._auditor,
             secrets=target.secrets,
         )
-        ahead = max(MIN_AHEAD_REQUESTS, min(1024, order.point.concurrency or 0))
         tag = order.tag or f"perfsuite-{monotonic_ns():x}"
-        self._builder = RequestBuilder(order, target, tag=tag, max_ahead=ahead)
+        self._builder = RequestBuilder(order, target, tag=tag, max_ahead=_num_ahead(order))
         self._num_done = 0
         self._stopped: str | None = None  # why issuing was stopped
         self._cancel_at_ns: int | None = None
@@ -111,6 +119,7 @@ class _Player:
             address,
             deadlines_of(self._order.timeouts),
             on_end=self._on_end,
+            on_due=self._send_due,
             has_token=lambda exchange: has_token(exchange, self._dialect),
         )
         t_start_ns = monotonic_ns()
@@ -166,7 +175,7 @@ class _Player:
             self._builder.build_one()
         client.ensure_ahead(self._schedule.num_due_before(monotonic_ns() + AHEAD_NS))
         give_up_ns = monotonic_ns() + PRECONNECT_NS
-        while client.num_opening and monotonic_ns() < give_up_ns:
+        while client.open_some() and monotonic_ns() < give_up_ns:
             client.poll(monotonic_ns() + MEETING_STEP_NS)
 
     def _meet(self, client: Client) -> int:
@@ -183,6 +192,7 @@ class _Player:
                 self._offset.sample()
                 client.scan(now)
                 client.ensure_ahead(num_ahead)
+            client.open_some()
             client.poll(now + MEETING_STEP_NS)
         return monotonic_ns()
 
@@ -190,6 +200,7 @@ class _Player:
         """Send what is due, handle what is ready, work when idle. False when the play is over."""
         now = monotonic_ns()
         due_ns = None if self._stopped else self._send_due(now)
+        client.open_some()
         if now >= self._next_tick_ns:
             self._tick(client, now)
         if due_ns is None and client.num_in_flight == 0 and self._is_over():
@@ -223,12 +234,15 @@ class _Player:
         """Submit what is due, at most SENDS_PER_TURN before looking at the sockets again; when the next one is due."""
         client = self._client
         assert client is not None
+        due_ns: int | None = now
         for _ in range(SENDS_PER_TURN):
             due = self._schedule.take(now)
             if due is None:
-                return self._schedule.next_due_ns()
+                due_ns = self._schedule.next_due_ns()
+                break
             client.submit(Exchange(self._builder.take(due[0]), due[1]))
-        return now
+        client.due_ns = NEVER if due_ns is None else due_ns
+        return due_ns
 
     def _on_end(self, exchange: Exchange) -> None:
         """An exchange ended: keep it for decoding, free its slot, and send what that makes due at once."""
@@ -252,8 +266,6 @@ class _Player:
         if not self._stopped:
             num_due = self._schedule.num_due_before(now + AHEAD_NS)
             client.ensure_ahead(num_due + (min(16, client.num_in_flight) if client.server_closes else 0))
-        if now - self._recorder.last_flush_ns >= FLUSH_NS:
-            self._recorder.flush()
         if now >= self._next_progress_ns:
             self._next_progress_ns = now + PROGRESS_NS
             self._control.report(self._progress(client, now))
@@ -263,7 +275,7 @@ class _Player:
         level = self._control.stop_level()
         if level > self._level:
             self._level = level
-            self._stopped = self._stopped or ("drained" if level == 1 else "cancelled")
+            self._stop("drained" if level == 1 else "cancelled")
             if level == 1:
                 self._cancel_at_ns = now + round(self._order.timeouts.drain * 1e9)
             else:
@@ -275,7 +287,13 @@ class _Player:
         first = client.first_refusal_ns
         if first is not None and client.last_refusal_ns - first >= self._server_gone_ns:
             why = "no_sockets" if client.last_refusal == "client_internal" else "server_gone"
-            self._stopped = self._stopped or why
+            self._stop(why)
+
+    def _stop(self, why: str) -> None:
+        """Issue nothing more."""
+        self._stopped = self._stopped or why
+        if self._client is not None:
+            self._client.due_ns = NEVER
 
     def _progress(self, client: Client, now: int) -> Progress:
         recorder = self._recorder
@@ -293,7 +311,8 @@ class _Player:
 
     def _account_for_crash(self, client: Client, error: Exception) -> None:
         """An error of our own: what is in flight ends as client_internal, what was not issued as unsent."""
-        self._stopped = f"client_internal: {error!r}"
+        self._stopped = None
+        self._stop(f"client_internal: {error!r}")
         client.end_all("client_internal", repr(error))
         client.hand_over()
         self._recorder.decode_all()

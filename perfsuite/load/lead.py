@@ -5,15 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from multiprocessing.connection import wait
 
 from perfsuite.errors import PerfsuiteError
 from perfsuite.load.audit import merge_reports
-from perfsuite.load.order import PlayOrder, PlayReport, Progress, Target
+from perfsuite.load.order import PlayOrder, PlayReport, Progress, RecordSink, Target
+from perfsuite.load.spawning import STOP_WAIT_S, Line
 
 POLL_S = 0.05
-STOP_WAIT_S = 10.0
 PROGRESS_S = 0.45
 START_LEAD_NS = 5_000_000  # from naming an instant to the instant
 SHARED_LEAD_NS = 20_000_000  # the same with several workers: the message must have reached all of them
@@ -29,6 +28,7 @@ class Play:
 
     order: PlayOrder
     target: Target
+    open_sink: Callable[[str], RecordSink]
     sink_path: str
 
 
@@ -47,31 +47,9 @@ class Failed:
     error: PerfsuiteError
 
 
-class Line:
-    """The parent's line to one worker process."""
-
-    def __init__(self, number: int, process: BaseProcess, pipe: Connection) -> None:
-        self.number = number
-        self.process = process
-        self.pipe = pipe
-        assert process.pid is not None
-        self.pid = process.pid
-
-    def lost(self) -> WorkerLost:
-        """What to say of a worker whose pipe is closed."""
-        self.process.join(STOP_WAIT_S)
-        code = self.process.exitcode
-        how = f"killed by signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-        return WorkerLost(f"load worker {self.number} died", where=f"process {self.pid}", found=how)
-
-    def stop(self) -> None:
-        """End the process: by closing the pipe, and by killing it when that does not help."""
-        self.pipe.close()
-        self.process.join(STOP_WAIT_S)
-        if self.process.is_alive():
-            self.process.kill()
-            self.process.join()
-        self.process.close()
+def _lost(line: Line) -> WorkerLost:
+    """What to say of a worker whose pipe is closed."""
+    return WorkerLost(f"load worker {line.number} died", where=f"process {line.pid}", found=line.how_it_ended())
 
 
 class Lead:
@@ -115,7 +93,7 @@ class Lead:
         try:
             self._lines[number].pipe.send(message)
         except OSError:
-            self._fail(number, self._lines[number].lost())
+            self._fail(number, _lost(self._lines[number]))
 
     def _pass_on(self, level: int) -> None:
         if level > self._told_level:
@@ -133,7 +111,7 @@ class Lead:
         try:
             message = line.pipe.recv()
         except (EOFError, OSError):
-            self._fail(number, line.lost())
+            self._fail(number, _lost(line))
             return
         if isinstance(message, Progress):
             self._add_progress(number, message)

@@ -1,9 +1,10 @@
 """From exchanges to records in the sink, in the idle moments of a play.
 
-An ended exchange is decoded a slice at a time; when it has been waiting for FORCE_DECODE_NS it is decoded at once, so
-that its record reaches the sink within a second. A live stream whose undecoded bytes exceed TRIM_BYTES is decoded as
-far as it has come, and those bytes are forgotten: what stays of a stream is about fifty bytes for each token. Beyond
-FORCE_TRIM_BYTES that happens although streams are busy.
+An ended exchange is decoded a slice at a time, and records are appended RECORDS_PER_APPEND at a time, so that no piece
+of work takes much longer than a millisecond. What has been waiting for FORCE_DECODE_NS is done although streams are
+busy, so that a record reaches the sink within a second. A live stream whose undecoded bytes exceed TRIM_BYTES is
+decoded as far as it has come, and those bytes are forgotten: what stays of a stream is about fifty bytes for each
+token. Beyond FORCE_TRIM_BYTES that happens although streams are busy.
 """
 
 from __future__ import annotations
@@ -15,14 +16,13 @@ from time import monotonic_ns
 from perfsuite.clock import RealtimeOffset
 from perfsuite.dialects import Dialect
 from perfsuite.errors import StoreError
+from perfsuite.load.answer import answer_of, read_live
 from perfsuite.load.audit import Auditor
 from perfsuite.load.connection import Exchange
 from perfsuite.load.decode import (
-    answer_of,
     arrivals,
     internal_error_record,
     make_record,
-    read_live,
     unsent_record,
     unwritable_record,
     without_secrets,
@@ -32,9 +32,11 @@ from perfsuite.records import RequestRecord
 
 FORCE_DECODE_NS = 300_000_000
 CATCH_UP_NS = 2_000_000
-EVENTS_PER_SLICE = 16
-TRIM_BYTES = 32_768
-FORCE_TRIM_BYTES = 262_144
+EVENTS_PER_SLICE = 64
+RECORDS_PER_APPEND = 64
+APPEND_NS = 200_000_000
+TRIM_BYTES = 131_072
+FORCE_TRIM_BYTES = 524_288
 UNISSUED_PER_BATCH = 10_000
 
 
@@ -60,13 +62,13 @@ class Recorder:
         self._ended: deque[Exchange] = deque()  # not decoded yet, oldest first
         self._long: deque[Exchange] = deque()  # live ones with much to forget
         self._records: list[RequestRecord] = []
+        self._append_at_ns = 0  # when the oldest of them is to be appended
         self.num_ok = self.num_failed = self.num_tokens = 0
-        self.last_flush_ns = 0
 
     @property
     def has_work(self) -> bool:
-        """There is something to decode in an idle moment."""
-        return bool(self._ended or self._long)
+        """There is something to do in an idle moment."""
+        return bool(self._ended or self._long or len(self._records) >= RECORDS_PER_APPEND)
 
     def add(self, exchange: Exchange) -> None:
         """An exchange ended: it becomes a record in time."""
@@ -77,15 +79,19 @@ class Recorder:
         self._long = deque(exchange for exchange in live if len(exchange.framer.raw) > TRIM_BYTES)
 
     def work(self) -> None:
-        """One slice of an ended exchange or, when there is none, of a long live one."""
-        if self._ended:
+        """One batch of records, one slice of an ended exchange or, when there is none, of a long live one."""
+        if len(self._records) >= RECORDS_PER_APPEND:
+            self._append(RECORDS_PER_APPEND)
+        elif self._ended:
             self._decode_slice(EVENTS_PER_SLICE)
         elif self._long:
             self._trim_slice(EVENTS_PER_SLICE)
 
     def catch_up(self, now: int) -> None:
-        """Decode what is overdue although streams are busy, for CATCH_UP_NS at most."""
+        """Do what is overdue although streams are busy, for CATCH_UP_NS at most."""
         stop_ns = now + CATCH_UP_NS
+        if self._records and now >= self._append_at_ns:
+            self._append(RECORDS_PER_APPEND)
         while self._ended and now - self._ended[0].t_end_ns > FORCE_DECODE_NS and monotonic_ns() < stop_ns:
             self._decode_slice(1 << 30)
         while self._long and len(self._long[0].framer.raw) > FORCE_TRIM_BYTES and monotonic_ns() < stop_ns:
@@ -105,15 +111,20 @@ class Recorder:
 
     def flush(self) -> None:
         """Append what there is to the sink. Raises StoreError."""
-        self.last_flush_ns = monotonic_ns()
-        if self._records:
-            records, self._records = self._records, []
-            try:
-                self._sink.append(records)
-            except OSError as error:
-                raise StoreError("cannot write request records", found=str(error)) from error
-            except Exception:  # one record that the schema cannot hold must not lose the others
-                self._append_singly(records)
+        self._append(len(self._records))
+
+    def _append(self, num: int) -> None:
+        """Append the first `num` records that are kept. Raises StoreError."""
+        records, self._records = self._records[:num], self._records[num:]
+        self._append_at_ns = monotonic_ns() + APPEND_NS
+        if not records:
+            return
+        try:
+            self._sink.append(records)
+        except OSError as error:
+            raise StoreError("cannot write request records", found=str(error)) from error
+        except Exception:  # one record that the schema cannot hold must not lose the others
+            self._append_singly(records)
 
     def _append_singly(self, records: list[RequestRecord]) -> None:
         """Append one by one; a record that cannot be written becomes one that says so."""

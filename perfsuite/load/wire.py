@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import re
 from array import array
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+from numpy.typing import NDArray
 
 MAX_HEAD_BYTES = 65_536
 MAX_LINE_BYTES = 4_096
@@ -28,10 +31,12 @@ class WireError(ValueError):
 class ResponseFramer:
     """Follows one response as its bytes are appended to `raw`.
 
-    Usage: `framer.raw += data`, then, when len(raw) >= framer.need, `framer.advance()`; True = complete.
+    Usage: `framer.raw += data`, then, when len(raw) >= framer.need and raw ends with framer.tail, `framer.advance()`;
+    True = complete.
     raw          what was received, head included, and not taken away by take_body
     base         bytes taken away before raw
-    need         the length of raw below which `advance` cannot learn anything
+    need, tail   `advance` cannot see the end of the response while raw is shorter than `need`, or does not end with
+                 `tail`. An end with other bytes behind it is seen when the client looks at a quiet stream
     status       HTTP status, None until the head is complete
     headers      names in lower case; the last of equal names counts
     pieces       flat pairs (start, end) of body bytes within raw, chunk framing left out; the last may be incomplete
@@ -40,12 +45,13 @@ class ResponseFramer:
     """
 
     __slots__ = ("_mode", "_pos", "base", "end", "headers", "is_complete", "keep_alive", "need", "pieces", "raw",
-                 "status")  # fmt: skip
+                 "status", "tail")  # fmt: skip
 
     def __init__(self) -> None:
         self.raw = bytearray()
         self.base = 0
         self.need = 1
+        self.tail = b""
         self.status: int | None = None
         self.headers: dict[bytes, bytes] = {}
         self.pieces = array("q")
@@ -76,11 +82,11 @@ class ResponseFramer:
         return self.is_complete
 
     def at_eof(self) -> bool:
-        """The connection was closed. True when that is a proper end: a body that lasts until the connection closes."""
+        """The connection was closed. True when the response is complete by that, or was before. Raises WireError."""
         if self._mode == "until_close":
             self.pieces[1] = len(self.raw)
             return self._complete(len(self.raw))
-        return self.is_complete
+        return self.advance()
 
     def forget_body(self) -> None:
         """Take away the body received so far; of a chunked one up to the last piece that is whole."""
@@ -142,6 +148,7 @@ class ResponseFramer:
         if b"chunked" in self.headers.get(b"transfer-encoding", b"").lower():
             self._mode = "chunked"
             self.need = self._pos + 1
+            self.tail = b"\r\n\r\n"  # of the last chunk's line and an empty trailer, or of a trailer
         elif length is not None:
             if not length.isdigit():
                 raise WireError(f"content-length {length!r}")
@@ -155,27 +162,29 @@ class ResponseFramer:
             self.pieces.extend((self._pos, UNBOUNDED))
 
     def _follow_chunks(self) -> bool:
-        raw = self.raw
-        pos = self._pos
-        while pos + 2 < len(raw):
-            line_end = raw.find(b"\r\n", pos, pos + MAX_LINE_BYTES)
-            if line_end < 0:
-                break
-            size = _chunk_size(raw[pos:line_end])
-            if size == 0:
-                self._pos = pos
-                return self._follow_trailer(line_end)
-            start = line_end + 2
-            pos = start + size + 2
-            self.pieces.append(start)
-            self.pieces.append(pos - 2)
-        if len(raw) - pos >= MAX_LINE_BYTES:
+        raw, add, pos, have = self.raw, self.pieces.append, self._pos, len(self.raw)
+        try:
+            while pos + 2 < have:
+                line_end = raw.find(b"\r\n", pos, pos + MAX_LINE_BYTES)
+                if line_end < 0:
+                    break
+                line = raw[pos:line_end]
+                size = int(line, 16) if line.isalnum() else _chunk_size(line)
+                if size == 0:
+                    return self._follow_trailer(pos, line_end)
+                add(line_end + 2)
+                pos = line_end + 4 + size
+                add(pos - 2)
+        except ValueError:
+            raise WireError(f"chunk size {bytes(line[:40])!r}") from None
+        finally:
+            self._pos = pos
+        if have - pos >= MAX_LINE_BYTES:
             raise WireError("chunk size line too long")
-        self._pos = pos
-        self.need = max(pos + 3, len(raw) + 1)
+        self.need = max(pos + 3, have + 1)
         return False
 
-    def _follow_trailer(self, line_end: int) -> bool:
+    def _follow_trailer(self, pos: int, line_end: int) -> bool:
         end = self.raw.find(b"\r\n\r\n", line_end)
         if end < 0:
             self.need = len(self.raw) + 1
@@ -186,11 +195,9 @@ class ResponseFramer:
 
 
 def _chunk_size(line: bytearray) -> int:
-    size = line if line.isalnum() else line.partition(b";")[0].strip()
-    try:
-        return int(size if size.isalnum() else b"?", 16)  # int() alone would take signs and underscores
-    except ValueError:
-        raise WireError(f"chunk size {bytes(line[:40])!r}") from None
+    """The size in a chunk's line with extensions or spaces. Raises ValueError; int() alone takes signs, underscores."""
+    size = line.partition(b";")[0].strip()
+    return int(size if size.isalnum() else b"?", 16)
 
 
 def _parse_head(head: bytes) -> tuple[int, dict[bytes, bytes]]:
@@ -207,33 +214,40 @@ def _parse_head(head: bytes) -> tuple[int, dict[bytes, bytes]]:
     return int(parts[1]), headers
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Body:
     """A response body, or a part of it, without its chunk framing.
 
     data     the bytes
-    ends     offset in data after each piece
-    shifts   for each piece: offset in the response minus offset in data
+    ends     int64, shape (num_pieces,): offset in data after each piece
+    shifts   int64, shape (num_pieces,): offset in the response minus offset in data
     """
 
     data: bytes
-    ends: array[int]
-    shifts: array[int]
+    ends: NDArray[np.int64]
+    shifts: NDArray[np.int64]
 
-    def raw_offset(self, offset: int) -> int:
-        """Where in the response the first `offset` bytes (at least 1) of the data end."""
-        return offset + self.shifts[bisect_left(self.ends, offset)]
+    def raw_offsets(self, offsets: Sequence[int]) -> list[int]:
+        """Where in the response the first n bytes of the data end, for each n (at least 1) of `offsets`."""
+        of_data = np.array(offsets, dtype=np.int64)
+        found: list[int] = (of_data + self.shifts[np.searchsorted(self.ends, of_data)]).tolist()
+        return found
 
     def followed_by(self, more: Body, *, start: int) -> Body:
         """The data from `start` on, and after it the data of `more`."""
-        first = bisect_right(self.ends, start)
+        if start == len(self.data):
+            return more
+        first = int(np.searchsorted(self.ends, start, side="right"))
         length = len(self.data) - start
-        ends = [end - start for end in self.ends[first:]] + [end + length for end in more.ends]
-        shifts = [shift + start for shift in self.shifts[first:]] + [shift - length for shift in more.shifts]
-        return Body(data=self.data[start:] + more.data, ends=array("q", ends), shifts=array("q", shifts))
+        return Body(
+            data=self.data[start:] + more.data,
+            ends=np.concatenate([self.ends[first:] - start, more.ends + length]),
+            shifts=np.concatenate([self.shifts[first:] + start, more.shifts - length]),
+        )
 
 
-NO_BODY = Body(data=b"", ends=array("q"), shifts=array("q"))
+_NOTHING = np.zeros(0, dtype=np.int64)
+NO_BODY = Body(data=b"", ends=_NOTHING, shifts=_NOTHING)
 
 
 def take_body(framer: ResponseFramer) -> Body:
@@ -253,21 +267,34 @@ def read_body(framer: ResponseFramer, *, only_whole: bool = False) -> Body:
     """
     raw = framer.raw
     have = len(raw)
-    parts, ends, shifts = [], array("q"), array("q")
-    total = 0
+    starts, ends = np.array(framer.pieces, dtype=np.int64).reshape(-1, 2).T
     is_chunked = framer._mode == "chunked"
-    for number in range(0, len(framer.pieces), 2):
-        start, end = framer.pieces[number], framer.pieces[number + 1]
-        if start >= have or (only_whole and is_chunked and have < end + 2):
-            break
-        if is_chunked and not raw.startswith(b"\r\n", end) and have >= end + 2:
-            raise WireError("a chunk does not end where its size says")
-        part = raw[start : min(end, have)]
-        shifts.append(framer.base + start - total)
-        total += len(part)
-        parts.append(part)
-        ends.append(total)
-    return Body(data=b"".join(parts), ends=ends, shifts=shifts)
+    is_here = ends + 2 <= have if only_whole and is_chunked else starts < have
+    starts, ends = starts[is_here], ends[is_here]
+    if is_chunked:
+        _check_chunk_ends(raw, ends[ends + 2 <= have])
+    ends = np.minimum(ends, have)
+    totals = np.cumsum(ends - starts)
+    data = b"".join([raw[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)])
+    return Body(data=data, ends=totals, shifts=framer.base + ends - totals)
+
+
+def _check_chunk_ends(raw: bytearray, ends: NDArray[np.int64]) -> None:
+    numbers = np.frombuffer(raw, dtype=np.uint8)
+    if (numbers[ends] != ord("\r")).any() or (numbers[ends + 1] != ord("\n")).any():
+        raise WireError("a chunk does not end where its size says")
+
+
+def split_events(body: bytes, *, is_complete: bool) -> tuple[list[bytes], list[int]]:
+    """(data of each event, offset in body after each event), as iter_events tells them one by one."""
+    blocks = body.split(b"\n\n")
+    rest = blocks.pop()
+    end = len(body) - len(rest)
+    is_plain = body.startswith(b"data:") and b"\r" not in body and not (rest and is_complete)
+    if is_plain and body.count(b"\n", 0, end) == 2 * len(blocks) == 2 * body.count(b"\n\ndata:", 0, end) + 2:
+        return [block[5:].strip() for block in blocks], list(accumulate([len(block) + 2 for block in blocks]))
+    events = list(iter_events(body, is_complete=is_complete))
+    return [data for data, _ in events], [end for _, end in events]
 
 
 def iter_events(body: bytes, *, is_complete: bool) -> Iterator[tuple[bytes, int]]:

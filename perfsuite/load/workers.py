@@ -1,43 +1,31 @@
-"""The worker processes that play trials, so that nothing else of perfsuite runs in the load generator's interpreters.
-
-A worker ignores the terminal's signals: the parent decides, by stop levels. It ends by itself when its parent is gone
-(end of file on the pipe; on Linux also the parent-death signal, for a worker that does not come to its pipe any more).
-"""
+"""The worker processes that play trials: nothing else of perfsuite runs in the interpreters of the load generator."""
 
 from __future__ import annotations
 
-import ctypes
-import multiprocessing
-import os
 import resource
 import select
-import signal
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnContext
 
 from perfsuite.errors import PerfsuiteError
 from perfsuite.load.driver import play
-from perfsuite.load.lead import Failed, Lead, Line, Meeting, Play, WorkerLost
+from perfsuite.load.lead import Failed, Lead, Meeting, Play, WorkerLost
 from perfsuite.load.order import PlayOrder, PlayReport, Progress, RecordSink, Target
 from perfsuite.load.shares import deal
+from perfsuite.load.spawning import Line, add_workers, spawned_workers
 
 __all__ = ["LoadWorkers", "WorkerLost", "start_workers"]
-
-ORPHAN_GRACE_S = 5
-_PR_SET_PDEATHSIG = 1
-_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
 class LoadWorkers:
     """Running worker processes. `pids`: their process ids, by worker."""
 
-    def __init__(self, lines: list[Line]) -> None:
+    def __init__(self, lines: Sequence[Line], open_sink: Callable[[str], RecordSink]) -> None:
         self._lines = lines
+        self._open_sink = open_sink
         self.pids = tuple(line.pid for line in lines)
 
     def play(
@@ -57,35 +45,26 @@ class LoadWorkers:
         """
         tag = order.tag or f"perfsuite-{time.monotonic_ns():x}"
         shares = deal(replace(order, tag=tag), len(self._lines))
-        plays = [Play(order=share, target=target, sink_path=sink_path(share.worker)) for share in shares]
+        plays = [
+            Play(order=share, target=target, open_sink=self._open_sink, sink_path=sink_path(share.worker))
+            for share in shares
+        ]
         return Lead(self._lines[: len(plays)], on_progress=on_progress, stop_level=stop_level).run(plays)
 
 
 @contextmanager
-def start_workers(open_sink: Callable[[str], RecordSink], num: int) -> Iterator[LoadWorkers]:
-    """Worker processes for as long as the context lasts. `open_sink`: a picklable function from a path to a sink."""
-    context = multiprocessing.get_context("spawn")
-    with ExitStack() as stack:
-        lines = []
-        for number in range(num):
-            line = _start(context, number, open_sink)
-            stack.callback(line.stop)
-            lines.append(line)
-        yield LoadWorkers(lines)
+def start_workers(
+    open_sink: Callable[[str], RecordSink], num: int, *, spawned: list[Line] | None = None
+) -> Iterator[LoadWorkers]:
+    """Worker processes for as long as the context lasts. `open_sink`: a picklable function from a path to a sink.
 
-
-def _start(context: SpawnContext, number: int, open_sink: Callable[[str], RecordSink]) -> Line:
-    ours, theirs = context.Pipe()
-    process = context.Process(
-        target=_main, args=(theirs, open_sink, os.getpid()), name=f"perfsuite-load-worker-{number}", daemon=True
-    )
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # until the child ignores them itself
-    try:
-        process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    theirs.close()
-    return Line(number, process, ours)
+    spawned: the list of a spawned_workers() around it, whose processes are used first; they last as long as that one.
+    """
+    if spawned is not None:
+        yield LoadWorkers(add_workers(spawned, num), open_sink)
+        return
+    with spawned_workers(num) as lines:
+        yield LoadWorkers(lines, open_sink)
 
 
 class _PipeControl:
@@ -128,23 +107,19 @@ class _PipeControl:
                 self._pipe.send(progress)
 
 
-def _main(pipe: Connection, open_sink: Callable[[str], RecordSink], parent_pid: int) -> None:
-    """The worker process."""
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-    _die_with_parent(parent_pid)
+def serve(pipe: Connection) -> None:
+    """In the worker process: play what comes through the pipe, until it is closed."""
     _raise_file_limit()
     with suppress(EOFError, OSError):
         while True:
             message = pipe.recv()
             if isinstance(message, Play):
-                pipe.send(_play(message, open_sink, _PipeControl(pipe)))
+                pipe.send(_play(message, _PipeControl(pipe)))
 
 
-def _play(message: Play, open_sink: Callable[[str], RecordSink], control: _PipeControl) -> PlayReport | Failed:
+def _play(message: Play, control: _PipeControl) -> PlayReport | Failed:
     try:
-        sink = open_sink(message.sink_path)
+        sink = message.open_sink(message.sink_path)
         try:
             return play(message.order, message.target, sink, control)
         finally:
@@ -153,16 +128,6 @@ def _play(message: Play, open_sink: Callable[[str], RecordSink], control: _PipeC
         return Failed(error=error)
     except Exception as error:
         return Failed(error=PerfsuiteError("the load worker failed", found=repr(error)))
-
-
-def _die_with_parent(parent_pid: int) -> None:
-    """Ask for SIGUSR1 when the parent dies, and end ORPHAN_GRACE_S later if the play has not ended by then."""
-    if sys.platform != "linux":
-        return
-    signal.signal(signal.SIGUSR1, lambda *_: signal.alarm(ORPHAN_GRACE_S) if os.getppid() != parent_pid else None)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGUSR1, 0, 0, 0)
-    if os.getppid() != parent_pid:
-        sys.exit(1)
 
 
 def _raise_file_limit() -> None:

@@ -1,0 +1,197 @@
+"""What the events of a response say, read a slice at a time: while the response comes in, or when it has ended."""
+
+from __future__ import annotations
+
+from array import array
+from contextlib import suppress
+from typing import Any
+
+import orjson
+
+from perfsuite.dialects import TERMINATOR, Dialect, Event, EventError
+from perfsuite.load.connection import Exchange
+from perfsuite.load.wire import NO_BODY, ResponseFramer, WireError, read_body, split_events, take_body
+
+MAX_TEXT_CHARS = 300
+
+
+class Answer:
+    """One response, as far as it was read.
+
+    text           the beginning of the body, for error messages
+    token_ends     offset in the response where each token-bearing event ends
+    token_counts   tokens in each; −1 = not told
+    first_visible  position among the token-bearing events of the first with a token that is not reasoning
+    last_event_end offset in the response where the last event of any kind ends
+    problem        why reading stopped early: not HTTP, SSE or JSON as the API promises
+    """
+
+    __slots__ = ("_body", "_dialect", "_ends", "_events", "_framer", "_has_all", "_next", "error", "finish_reason",
+                 "first_visible", "is_done", "last_event_end", "n_in", "n_out", "problem", "text", "token_counts",
+                 "token_ends")  # fmt: skip
+
+    def __init__(self, framer: ResponseFramer, dialect: Dialect) -> None:
+        self._framer = framer
+        self._dialect = dialect
+        self._body = NO_BODY  # behind the last whole event
+        self._events: list[bytes] = []
+        self._ends: list[int] = []
+        self._next = 0
+        self._has_all = False
+        self.text = ""
+        self.token_ends = array("q")
+        self.token_counts = array("i")
+        self.first_visible: int | None = None
+        self.last_event_end = 0
+        self.finish_reason: str | None = None
+        self.n_in: int | None = None
+        self.n_out: int | None = None
+        self.error: str | None = None
+        self.is_done = False
+        self.problem: str | None = None
+
+    def read(self, max_events: int, *, has_ended: bool = True) -> bool:
+        """Read up to max_events more events. True when there are no more, or, of a live response, none as yet.
+
+        What is read of a live response (has_ended=False) is taken away from its framer: see wire.take_body.
+        """
+        while max_events > 0 and self.problem is None:
+            if self._next == len(self._events) and not self._fetch(has_ended):
+                return True
+            stop = min(self._next + max_events, len(self._events))
+            max_events -= stop - self._next
+            self._read_events(self._events[self._next : stop], self._ends[self._next : stop])
+            self._next = stop
+        return self.problem is not None
+
+    def _fetch(self, has_ended: bool) -> bool:
+        """Get from the framer what has come since. False when that is nothing new."""
+        if self._has_all:
+            return False
+        self._events, self._ends, self._next = [], [], 0
+        try:
+            with suppress(WireError):  # the client ends such a response; what came before is read
+                self._framer.advance()
+            more = read_body(self._framer) if has_ended else take_body(self._framer)
+        except WireError as error:
+            self.problem = str(error)
+            return False
+        if not has_ended and not more.data:
+            return False
+        self._has_all = has_ended
+        body = self._body.followed_by(more, start=0)
+        if not self.text:
+            self.text = body.data[: 4 * MAX_TEXT_CHARS].decode("utf-8", "replace").strip()[:MAX_TEXT_CHARS]
+        self._events, ends = split_events(body.data, is_complete=has_ended and self._framer.is_complete)
+        self._ends = body.raw_offsets(ends)
+        self._body = body.followed_by(NO_BODY, start=ends[-1] if ends else 0)
+        return True
+
+    def _read_events(self, events: list[bytes], ends: list[int]) -> None:
+        """In one parse where every event but a terminator at the end is JSON, else one by one up to the bad one."""
+        is_done = bool(events) and events[-1] == TERMINATOR
+        messages = _parse(events[:-1] if is_done else events)
+        try:
+            if messages is None:
+                for data, end in zip(events, ends, strict=True):
+                    self._take(self._dialect.read_event(data), end)
+            else:
+                self._read_messages(messages, ends)
+        except EventError as error:
+            self.problem = str(error)
+        else:
+            if is_done:
+                self.is_done = True
+                self.last_event_end = ends[-1]
+
+    def _read_messages(self, messages: list[Any], ends: list[int]) -> None:
+        plain_tokens, read_message = self._dialect.plain_tokens, self._dialect.read_message
+        add_end, add_count = self.token_ends.append, self.token_counts.append
+        for message, end in zip(messages, ends, strict=False):
+            num_tokens = plain_tokens(message)
+            if num_tokens is None:
+                self._take(read_message(message), end)
+            else:
+                if self.first_visible is None:
+                    self.first_visible = len(self.token_ends)
+                add_end(end)
+                add_count(num_tokens)
+                self.last_event_end = end
+
+    def _take(self, event: Event, end: int) -> None:
+        self.last_event_end = end
+        num_tokens = event.num_tokens
+        has_token = event.has_token
+        if event.n_out is not None:
+            if num_tokens is None:
+                num_tokens = self._growth(event)
+                has_token = has_token or num_tokens is not None
+            self.n_in, self.n_out = event.n_in, event.n_out
+        if has_token:
+            if event.visible and self.first_visible is None:
+                self.first_visible = len(self.token_ends)
+            self.token_ends.append(end)
+            self.token_counts.append(-1 if num_tokens is None else num_tokens)
+        self.finish_reason = event.finish_reason or self.finish_reason
+        self.error = self.error or event.error
+        self.is_done = self.is_done or event.is_done
+
+    def _growth(self, event: Event) -> int | None:
+        """Tokens of an event whose usage counts those so far; None when there are none, or when it counts the answer.
+
+        The first usage after chunks without one is the whole answer's, even when it comes with the last chunk.
+        """
+        assert event.n_out is not None
+        if self.n_out is not None:
+            growth = event.n_out - self.n_out
+        else:
+            growth = event.n_out if event.is_running and not len(self.token_ends) else 0
+        return growth if growth > 0 else None
+
+    def counts(self) -> array[int] | None:
+        """Tokens of each chunk; None unless every chunk tells."""
+        counts = self.token_counts
+        return counts if counts and min(counts) >= 0 else None
+
+    def num_output_tokens(self) -> tuple[int | None, str | None]:
+        """(tokens, where the number comes from): the usage, else the chunks' token ids, else not known."""
+        if self.n_out is not None:
+            return self.n_out, "usage"
+        counts = self.counts()
+        return (sum(counts), "token_ids") if counts else (None, None)
+
+
+def _parse(events: list[bytes]) -> list[Any] | None:
+    """The JSON of each event; None when one is not JSON, or holds a comma between two values."""
+    try:
+        messages = orjson.loads(b"[" + b",".join(events) + b"]")
+    except orjson.JSONDecodeError:
+        return None
+    return messages if len(messages) == len(events) else None
+
+
+def answer_of(exchange: Exchange, dialect: Dialect) -> Answer:
+    """The answer of an exchange, made when it is asked for first."""
+    if exchange.answer is None:
+        exchange.answer = Answer(exchange.framer, dialect)
+    return exchange.answer
+
+
+def read_live(exchange: Exchange, dialect: Dialect, max_events: int) -> bool:
+    """Read some events of an exchange that goes on, and forget their bytes. True when there are none as yet."""
+    framer = exchange.framer
+    if framer.status != 200:
+        return True
+    before = framer.base
+    has_all = answer_of(exchange, dialect).read(max_events, has_ended=False)
+    if framer.base != before:
+        exchange.cuts.append((len(exchange.read_ends), framer.base - before))
+    return has_all
+
+
+def has_token(exchange: Exchange, dialect: Dialect) -> bool:
+    """Whether what was received so far holds a token. Reads it all: for the rare exchange that is near a time-out."""
+    while not (exchange.answer is not None and exchange.answer.token_ends):
+        if read_live(exchange, dialect, 64):
+            break
+    return exchange.answer is not None and len(exchange.answer.token_ends) > 0
