@@ -2,7 +2,12 @@
 
 Format history (the schema version is in the metadata of each file under `perfsuite.schema`):
   requests/1   first format.
+  requests/2   more columns, all nullable: session, turn, decoded_in_line, reasoning_tokens, slo_ttft_s, slo_tpot_s,
+               slo_e2e_s. Older files have null there: nothing is known, and no request has limits of its own.
   telemetry/1  first format.
+  telemetry/2  more columns, all nullable: average and limit of power, memory reserved and by process, memory clock,
+               throttling, links, ECC. Older files have null there.
+  server_metrics/1  first format; bundles written before it have no such file.
 """
 
 from __future__ import annotations
@@ -16,8 +21,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 # Every planned request ends with exactly one of these. All but "ok" are counted and kept out of latency percentiles.
+# "cancelled_as_planned" is no error: the plan wanted it.
 OUTCOMES: dict[str, str] = {
     "ok": "answered completely",
+    "cancelled_as_planned": "closed by the client after `cancel.after_tokens` tokens, as planned; no error",
     "unsent": "never sent; `detail` says why",
     "connect_refused": "the server refused the connection",
     "connect_timeout": "no connection within timeouts.connect",
@@ -55,6 +62,8 @@ class RequestRecord:
     t_done_ns          end of the response; of a request that was sent and failed, when it was lost or given up
     connect_ns         duration of opening the connection this request used; None when it was open before
     n_in, n_out        tokens as the server's usage says
+    reasoning_tokens   those of n_out that are reasoning: as the usage says, else the tokens of the chunks before the
+                       first visible one; None = not known
     token_source       "usage", "token_ids" or None: where n_out comes from
     worker             the load worker that played it; None where none left a record
     timestamp_source   "kernel" (SO_TIMESTAMPNS) or "user" (read in the process)
@@ -62,6 +71,10 @@ class RequestRecord:
     chunk_tokens       tokens in each of them; None when the server does not tell
     chunk_read_events  token-bearing events in the read that completed each chunk (1 = alone; more = coalesced)
     tail_in_last_read  the read of the last chunk also held later events (finish reason, usage, terminator)
+    decoded_in_line    its events were read while its stream was live, because it was to be cancelled, a turn follows,
+                       or it came near the time-out of the first token; None = not known (requests/1)
+    session, turn      session in the trial and turn in the session, from 0 on; None = not part of a session
+    slo_*_s            limits that the request's row of the prompt file sets; None = the scenario's
     """
 
     trial: int
@@ -91,6 +104,13 @@ class RequestRecord:
     chunk_tokens: Sequence[int] | None = None
     chunk_read_events: Sequence[int] = ()
     tail_in_last_read: bool = False
+    decoded_in_line: bool | None = False
+    reasoning_tokens: int | None = None
+    session: int | None = None
+    turn: int | None = None
+    slo_ttft_s: float | None = None
+    slo_tpot_s: float | None = None
+    slo_e2e_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +134,7 @@ class ClientAudit:
     run_queue_ratio           time a worker was ready to run and waited for a core / wall time
     num_connections           connections opened: each took a local port
     max_connections           most of them open at a time
+    num_decoded_in_line       requests whose events were read while their stream was live; None = not counted
     """
 
     cpu_s: float
@@ -134,6 +155,7 @@ class ClientAudit:
     run_queue_ratio: float | None = None
     num_connections: int | None = None
     max_connections: int | None = None
+    num_decoded_in_line: int | None = None
 
     @property
     def busiest_core_ratio(self) -> float | None:
@@ -166,7 +188,8 @@ class ServerFacts:
     config: dict[str, Any]
 
 
-TRIAL_STATUSES = ("played", "interrupted", "worker_lost", "engine_died", "not_played")
+# "not_needed": a look had ended the comparison; "not_played": it should have been played
+TRIAL_STATUSES = ("played", "interrupted", "worker_lost", "engine_died", "not_played", "not_needed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,6 +239,13 @@ _SCALARS: list[tuple[str, pa.DataType, bool]] = [
     ("bytes_received", pa.int64(), False),
     ("worker", pa.int16(), True),
     ("tail_in_last_read", pa.bool_(), False),
+    ("decoded_in_line", pa.bool_(), True),
+    ("reasoning_tokens", pa.int32(), True),
+    ("session", pa.int32(), True),
+    ("turn", pa.int32(), True),
+    ("slo_ttft_s", pa.float64(), True),
+    ("slo_tpot_s", pa.float64(), True),
+    ("slo_e2e_s", pa.float64(), True),
 ]
 
 REQUEST_SCHEMA = pa.schema(
@@ -226,7 +256,7 @@ REQUEST_SCHEMA = pa.schema(
         pa.field("chunk_tokens", pa.list_(pa.int32()), nullable=True),
         pa.field("chunk_read_events", pa.list_(pa.uint8()), nullable=False),
     ],
-    metadata={"perfsuite.schema": "requests/1"},
+    metadata={"perfsuite.schema": "requests/2"},
 )
 
 TELEMETRY_SCHEMA = pa.schema(
@@ -235,17 +265,52 @@ TELEMETRY_SCHEMA = pa.schema(
         pa.field("read_ns", pa.int64(), nullable=False),  # how long the read took
         pa.field("gpu", pa.int16(), nullable=False),
         pa.field("gpu_uuid", pa.string(), nullable=False),
-        pa.field("power_w", pa.float64(), nullable=True),
+        pa.field("power_w", pa.float64(), nullable=True),  # instant, unless `error` says power_average or power_module
+        pa.field("power_average_w", pa.float64(), nullable=True),  # the driver's average over about a second
+        pa.field("power_limit_w", pa.float64(), nullable=True),  # the limit in force
         pa.field("energy_j", pa.float64(), nullable=True),  # monotone counter, not a difference
         pa.field("memory_used_bytes", pa.int64(), nullable=True),
+        pa.field("memory_reserved_bytes", pa.int64(), nullable=True),  # by driver and firmware
         pa.field("memory_total_bytes", pa.int64(), nullable=True),
         pa.field("utilization_ratio", pa.float64(), nullable=True),
+        pa.field("memory_utilization_ratio", pa.float64(), nullable=True),  # time in which memory was read or written
         pa.field("sm_clock_mhz", pa.float64(), nullable=True),
+        pa.field("memory_clock_mhz", pa.float64(), nullable=True),
         pa.field("temperature_c", pa.float64(), nullable=True),
+        pa.field("memory_temperature_c", pa.float64(), nullable=True),
+        pa.field("throttle_mask", pa.int64(), nullable=True),  # nvmlClocksEventReason bits at this instant
+        pa.field("power_cap_ns", pa.int64(), nullable=True),  # monotone: time with clocks held down by the power limit
+        pa.field("sw_thermal_ns", pa.int64(), nullable=True),  # monotone: … by the driver's temperature limit
+        pa.field("hw_thermal_ns", pa.int64(), nullable=True),  # monotone: … by the hardware's temperature limit
+        pa.field("power_brake_ns", pa.int64(), nullable=True),  # monotone: … by the power brake of the rack
+        pa.field("pcie_tx_bytes", pa.int64(), nullable=True),  # the link counters are monotone
+        pa.field("pcie_rx_bytes", pa.int64(), nullable=True),
+        pa.field("nvlink_tx_bytes", pa.int64(), nullable=True),  # over all links
+        pa.field("nvlink_rx_bytes", pa.int64(), nullable=True),
+        pa.field("ecc_corrected", pa.int64(), nullable=True),  # monotone since the driver was loaded
+        pa.field("ecc_uncorrected", pa.int64(), nullable=True),
+        pa.field("process_ids", pa.list_(pa.int32()), nullable=True),  # compute processes, as the host counts them
+        pa.field("process_memory_bytes", pa.list_(pa.int64()), nullable=True),  # of each of them; null = not told
         pa.field("emulated", pa.bool_(), nullable=False),
         pa.field("error", pa.string(), nullable=True),  # reason code when a field could not be read
     ],
-    metadata={"perfsuite.schema": "telemetry/1"},
+    metadata={"perfsuite.schema": "telemetry/2"},
+)
+
+# One row for each metric of each data-parallel rank in each round of reading the server's own metrics. A round that
+# failed is one row named "scrape" with the reason in `error`: nothing stands in for what was not read.
+SERVER_METRICS_SCHEMA = pa.schema(
+    [
+        pa.field("t_ns", pa.int64(), nullable=False),  # monotonic clock of the load host, middle of the read
+        pa.field("read_ns", pa.int64(), nullable=False),  # how long the round's read took
+        pa.field("block", pa.int32(), nullable=False),
+        pa.field("name", pa.string(), nullable=False),  # a name of dialects.server_metrics.SERVER_METRICS, or "scrape"
+        pa.field("rank", pa.int16(), nullable=True),  # data-parallel rank; null: the whole deployment
+        pa.field("value", pa.float64(), nullable=True),  # counters: since the server's start, not a difference
+        pa.field("emulated", pa.bool_(), nullable=False),
+        pa.field("error", pa.string(), nullable=True),
+    ],
+    metadata={"perfsuite.schema": "server_metrics/1"},
 )
 
 

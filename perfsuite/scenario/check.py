@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+
 from perfsuite.errors import ScenarioError, UsageError
-from perfsuite.library import Checkpoint, find_checkpoint, find_gpu
+from perfsuite.library import Checkpoint, find_checkpoint, find_gpu, known_checkpoint, partners
 from perfsuite.scenario.arm import Arm
 from perfsuite.scenario.schema import Scenario
+
+# Raw flags that would go round a key of the arm, which is what differences are read from.
+_KEYS_OF_FLAGS = {
+    "--kv-cache-dtype": "kv_cache_dtype",
+    "--enable-prefix-caching": "prefix_cache",
+    "--no-enable-prefix-caching": "prefix_cache",
+    "--disable-radix-cache": "prefix_cache",
+    "--stream-interval": "stream_interval",
+    "--speculative-config": "speculation",
+    "--speculative-algorithm": "speculation",
+    "--max-num-seqs": "max_num_seqs",
+    "--max-running-requests": "max_num_seqs",
+    "--max_batch_size": "max_num_seqs",
+    "--max-num-batched-tokens": "max_num_batched_tokens",
+    "--chunked-prefill-size": "max_num_batched_tokens",
+    "--max_num_tokens": "max_num_batched_tokens",
+}
 
 
 def check_against_library(scenario: Scenario) -> None:
@@ -19,6 +39,99 @@ def check_against_library(scenario: Scenario) -> None:
         checkpoint = _checkpoint_of(arm, where)
         if checkpoint is not None:
             _check_checkpoint(arm, checkpoint, scenario.model, where)
+            _check_engine(arm, checkpoint, where)
+        _check_flags(arm, where)
+    if scenario.mode == "matched":
+        _check_pairs(scenario)
+        _check_outputs(scenario)
+
+
+def has_random_weights(arm: Arm) -> bool:
+    """Whether an arm declares that its weights are random: load_format, the raw flag, or TensorRT-LLM's option."""
+    words = " ".join(arm.flags).replace("=", " ")
+    told = (arm.load_format, arm.llm_api_options.get("load_format"))
+    return "dummy" in told or "--load-format dummy" in words
+
+
+def changes_outputs(arm: Arm) -> bool:
+    """Whether an arm accepts drafted tokens that the model would not have chosen: TensorRT-LLM's relaxed acceptance."""
+    return "relaxed" in json.dumps([arm.flags, arm.llm_api_options]).lower()
+
+
+def pairing_trouble(baseline: Checkpoint, candidate: Checkpoint) -> str | None:
+    """Why two checkpoints are not two formats of one model, with the right partners; None when they are."""
+    if baseline.origin == candidate.origin:
+        return None
+    pairs = [
+        f"{checkpoint.id} compares with {' or '.join(other.id for other in partners(checkpoint))}"
+        for checkpoint in (candidate, baseline)
+        if partners(checkpoint)
+    ]
+    return "; ".join(pairs) or f"{candidate.id} and {baseline.id} have no partner in the library"
+
+
+def _check_pairs(scenario: Scenario) -> None:
+    for spec in scenario.comparisons:
+        names = [scenario.arms[name].checkpoint for name in (spec.baseline, spec.candidate)]
+        known = [known_checkpoint(name) if name else None for name in names]
+        if known[0] is None or known[1] is None:
+            continue
+        trouble = pairing_trouble(known[0], known[1])
+        if trouble is not None:
+            raise ScenarioError(
+                "the two checkpoints are of different models, so the ratio would not be of the precision",
+                where=f"arms.{spec.candidate}.checkpoint",
+                found=f"{known[1].id} (made from {known[1].origin}) against {known[0].id} (from {known[0].origin})",
+                cure=trouble,
+            )
+
+
+def _check_outputs(scenario: Scenario) -> None:
+    for key, arm in scenario.arms.items():
+        if changes_outputs(arm):
+            raise ScenarioError(
+                "relaxed acceptance of drafted tokens changes what the model answers",
+                where=f"arms.{key}",
+                cure="leave it out, or set mode: best-config, which labels it",
+            )
+
+
+def _check_engine(arm: Arm, checkpoint: Checkpoint, where: str) -> None:
+    support = checkpoint.engines.get(arm.engine)
+    if support is not None and support.status == "unsupported":
+        others = [engine for engine, each in checkpoint.engines.items() if each.status != "unsupported"]
+        raise ScenarioError(
+            f"no release of {arm.engine} is known to serve {checkpoint.id}",
+            where=f"{where}.engine",
+            cure=f"use {' or '.join(others)}",
+        )
+    if arm.engine == "emulated":
+        lacking = sorted(
+            {part.compute for part in checkpoint.parts.values()} - find_gpu(arm.gpu).peak_flops_per_s.keys()
+        )
+        if lacking:
+            raise ScenarioError(
+                f"{find_gpu(arm.gpu).name} has no {lacking[0]} tensor cores, and the emulator models no fall-back",
+                where=f"{where}.gpu",
+                found=arm.gpu,
+                cure="use a Blackwell GPU; real engines fall back to weight-only kernels there",
+            )
+
+
+def _check_flags(arm: Arm, where: str) -> None:
+    """A flag given raw that has a key would be missed by everything that reads the key."""
+    name = next((flag for flag in _flag_names(arm.flags) if flag in _KEYS_OF_FLAGS), None)
+    if name is not None and arm.engine in ("vllm", "sglang", "trtllm"):
+        raise ScenarioError(
+            f"{name} has a key of its own",
+            where=f"{where}.flags",
+            found=name,
+            cure=f"write {_KEYS_OF_FLAGS[name]} in the arm, so that differences between arms are seen",
+        )
+
+
+def _flag_names(words: Sequence[str]) -> list[str]:
+    return [word.partition("=")[0] for word in words if word.startswith("-")]
 
 
 def check_lengths(scenario: Scenario) -> None:
@@ -26,7 +139,7 @@ def check_lengths(scenario: Scenario) -> None:
     workload = scenario.workload
     if workload.output_tokens is None:
         return
-    num_in = workload.input_tokens.max if workload.input_tokens else 1
+    num_in = workload.longest_prompt_tokens or 1
     longest = num_in + workload.output_tokens.max
     for key, arm in scenario.arms.items():
         if arm.max_model_len is not None and longest > arm.max_model_len:
@@ -50,10 +163,10 @@ def _checkpoint_of(arm: Arm, where: str) -> Checkpoint | None:
         if arm.engine == "emulated":
             find_gpu(arm.gpu)
         key = "checkpoint"
-        return find_checkpoint(arm.checkpoint) if arm.checkpoint else None
-    except UsageError as error:
         if arm.engine != "emulated":
-            return None
+            return known_checkpoint(arm.checkpoint) if arm.checkpoint else None
+        return find_checkpoint(arm.checkpoint or "")
+    except UsageError as error:
         raise ScenarioError(error.what, where=f"{where}.{key}", found=error.found, cure=error.cure) from None
 
 
@@ -63,7 +176,7 @@ def _check_checkpoint(arm: Arm, checkpoint: Checkpoint, model: str, where: str) 
             f"the checkpoint {checkpoint.id} is {checkpoint.precision}",
             where=f"{where}.precision",
             found=arm.precision,
-            cure=checkpoint.note or f"write precision: {checkpoint.precision}, or name another checkpoint",
+            cure=_cure_of_precision(arm, checkpoint),
         )
     if arm.engine == "emulated" and not has_kv_dtype(checkpoint, arm.kv_cache_dtype):
         raise ScenarioError(
@@ -87,3 +200,10 @@ def _check_checkpoint(arm: Arm, checkpoint: Checkpoint, model: str, where: str) 
             where=f"{where}.parallelism",
             found=f"{num_gpus} against gpus: {arm.gpus}",
         )
+
+
+def _cure_of_precision(arm: Arm, checkpoint: Checkpoint) -> str:
+    """The note of a checkpoint whose label misleads, or the partner of the wanted precision."""
+    wanted = [other.id for other in partners(checkpoint) if other.precision == arm.precision]
+    named = f", or name {' or '.join(wanted)}" if wanted else ", or name another checkpoint"
+    return checkpoint.note or f"write precision: {checkpoint.precision}{named}"

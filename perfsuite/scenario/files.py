@@ -1,4 +1,5 @@
-"""Reading scenario files and prompt files. Only this module and traces.py of this room touch the disk.
+"""Reading scenario files, and what they name. Only this module, prompt_files.py, conversations.py and traces.py of this
+room touch the disk.
 
 Errors name file, line, key, what was found and the cure.
 """
@@ -12,18 +13,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import orjson
-import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from perfsuite.errors import ScenarioError
-from perfsuite.scenario.fields import MAX_TOKENS, json_trouble
+from perfsuite.scenario.conversations import load_conversations
+from perfsuite.scenario.prompt_files import load_prompt_rows as load_prompt_rows
+from perfsuite.scenario.prompt_files import short
 from perfsuite.scenario.schema import SCHEMA_VERSION, Scenario
 from perfsuite.scenario.traces import load_trace
-from perfsuite.scenario.workload import FileRows, PromptRow, PromptRows
+from perfsuite.scenario.workload import FileRows
 from perfsuite.scenario.workload_entry import Workload
 
 MAX_FILE_BYTES = 1_000_000
@@ -32,8 +32,7 @@ MAX_NODES = 50_000
 Loc = tuple[int | str, ...]
 
 _KEY_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
-_BOM = b"\xef\xbb\xbf"  # U+FEFF, which some editors put at the beginning of UTF-8
-_NOT_LAUNCHED = ("trtllm", "tensorrt-llm", "tensorrt_llm", "trt-llm", "sglang")
+_TRTLLM_NAMES = ("tensorrt-llm", "tensorrt_llm", "tensorrtllm", "trt-llm")
 
 _PATTERN_WORDS: dict[str, tuple[str, str]] = {
     "api_key": (
@@ -135,7 +134,7 @@ def _walk(node: yaml.Node, loc: Loc, name: str) -> Iterator[tuple[Loc, int]]:
                 raise ScenarioError(
                     "a key is a text",
                     where=f"{name}:{line}: {_dotted(loc)}" if loc else f"{name}:{line}",
-                    found=_short(key.value) if isinstance(key, yaml.ScalarNode) else "a list or a mapping",
+                    found=short(key.value) if isinstance(key, yaml.ScalarNode) else "a list or a mapping",
                     cure="write it in quotes",
                 )
             text = str(key.value)
@@ -213,11 +212,11 @@ def _explain(detail: ErrorDetails, data: Any) -> tuple[str, str | None, str | No
     if kind == "missing":
         return f"the key {key!r} is missing", None, f"add {key}"
     if kind == "literal_error":
-        return "not one of the known values", _short(detail["input"]), _value_cure(key, detail)
+        return "not one of the known values", short(detail["input"]), _value_cure(key, detail)
     if kind == "string_pattern_mismatch" and key in _PATTERN_WORDS:
-        return _PATTERN_WORDS[key][0], _short(detail["input"]), _PATTERN_WORDS[key][1]
+        return _PATTERN_WORDS[key][0], short(detail["input"]), _PATTERN_WORDS[key][1]
     message = detail["msg"].removeprefix("Value error, ")
-    found = None if kind == "value_error" else _short(detail["input"])
+    found = None if kind == "value_error" else short(detail["input"])
     return message[:1].lower() + message[1:], found, None
 
 
@@ -225,19 +224,11 @@ def _value_cure(key: str, detail: ErrorDetails) -> str:
     """What to write instead of a value that is none of the known ones."""
     allowed = [word.strip(" '") for word in str(detail["ctx"]["expected"]).replace(" or ", ",").split(",")]
     word = str(detail["input"])
-    if key == "engine" and word.lower() in _NOT_LAUNCHED:
-        return (
-            f"this version does not launch {word}; engine attach measures a server that is up: "
-            f"write engine: attach and its url (known: {', '.join(allowed)})"
-        )
+    if key == "engine" and word.lower() in _TRTLLM_NAMES:
+        return f"write trtllm (known: {', '.join(allowed)})"
     if word.strip() in allowed:  # the same to the eye, of another type
         return f"write the number {word.strip()}, without quotes"
     return _did_you_mean(word, allowed)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _did_you_mean(word: str, allowed: list[str]) -> str:
@@ -278,32 +269,16 @@ def load_rows(workload: Workload, scenario_path: Path) -> FileRows | None:
     Raises ScenarioError whose `where` is the key workload.path, and after ": " the row.
     """
     try:
-        if workload.kind != "trace":
+        if workload.path is None or workload.kind == "file":
             return load_prompt_rows(workload, scenario_path)
-        assert workload.path is not None and workload.format is not None
+        if workload.kind == "conversations":
+            return load_conversations(scenario_path.parent / workload.path)
+        assert workload.format is not None
         return load_trace(scenario_path.parent / workload.path, workload.format)
     except ScenarioError as error:
         if error.where is not None and error.where != "workload.path":
             error.where = f"workload.path: {error.where}"
         raise
-
-
-def load_prompt_rows(workload: Workload, scenario_path: Path) -> PromptRows | None:
-    """The prompts of a file workload, None for a random one.
-
-    JSONL: one object a line; Parquet: the same columns. `prompt` (text) for api completions, `messages` for api chat
-    (a `prompt` becomes one user message), `output_tokens` optional. Raises ScenarioError naming the row.
-    """
-    if workload.path is None:
-        return None
-    path = scenario_path.parent / workload.path
-    if not path.is_file():
-        raise ScenarioError("the prompt file does not exist", where="workload.path", found=str(path))
-    read = _read_parquet if path.suffix.lower() == ".parquet" else _read_jsonl
-    rows = tuple(_prompt_row(where, row, workload) for where, row in read(path))
-    if not rows:
-        raise ScenarioError("the prompt file has no rows", where="workload.path", found=str(path))
-    return PromptRows(rows=rows)
 
 
 def file_digest(workload: Workload, scenario_path: Path) -> str:
@@ -312,48 +287,3 @@ def file_digest(workload: Workload, scenario_path: Path) -> str:
         return ""
     with (scenario_path.parent / workload.path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _read_jsonl(path: Path) -> Iterator[tuple[str, Any]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if number == 1:
-                line = line.removeprefix(_BOM)
-            if not line.strip():
-                continue
-            try:
-                yield f"{path}:{number}", orjson.loads(line)
-            except orjson.JSONDecodeError as error:
-                raise ScenarioError(
-                    f"not a JSON object: {error}", where=f"{path}:{number}", cure="one JSON object a line, UTF-8"
-                ) from None
-
-
-def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ScenarioError(f"not a Parquet file: {error}", where=str(path)) from None
-    for number, row in enumerate(table.to_pylist()):
-        yield f"{path}: row {number}", row
-
-
-def _prompt_row(where: str, row: Any, workload: Workload) -> PromptRow:
-    if not isinstance(row, dict):
-        raise ScenarioError("a row is an object", where=where, found=type(row).__name__)
-    prompt, messages, tokens = row.get("prompt"), row.get("messages"), row.get("output_tokens")
-    if isinstance(prompt, str) and prompt:
-        messages = [{"role": "user", "content": prompt}] if workload.api == "chat" else None
-    elif workload.api == "completions":
-        raise ScenarioError("a row needs the key prompt, a text", where=where, found=_short(row))
-    elif not (isinstance(messages, list) and messages and all(isinstance(m, dict) for m in messages)):
-        raise ScenarioError(
-            "a row needs the key messages (a list of objects) or prompt", where=where, found=_short(row)
-        )
-    for place, what in json_trouble(messages):
-        raise ScenarioError(f"JSON cannot carry {what}", where=f"{where}: messages{place}")
-    if tokens is not None and (type(tokens) is not int or not 1 <= tokens <= MAX_TOKENS):
-        raise ScenarioError(
-            f"output_tokens of a row is an integer from 1 to {MAX_TOKENS:,}", where=where, found=_short(tokens)
-        )
-    return PromptRow(prompt=prompt if workload.api == "completions" else None, messages=messages, output_tokens=tokens)

@@ -2,74 +2,28 @@
 
 Seeds are split per dimension (prompts, lengths, arrivals, order), pair and load point, so that the arms of a pair
 get the same requests at the same times, and no later trial repeats a text. Comparisons of one
-scenario share their requests. The lengths and times of a trace are columns of its file, which the digest covers as a
-file: a plan can be built again without it, and then lacks them.
+scenario share their requests. The lengths and times of a trace, and the turns of conversations, are columns of a file,
+which the digest covers as a file: a plan can be built again without it, and then lacks them.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
-from enum import IntEnum
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from perfsuite.errors import ScenarioError
-from perfsuite.scenario.arrivals import num_requests_within, open_loop_offsets_ns, staged_offsets_ns
-from perfsuite.scenario.fields import MAX_DURATION_S, TokenRange
+from perfsuite.scenario.fields import MAX_DURATION_S
 from perfsuite.scenario.load_points import LoadPoint as LoadPoint
 from perfsuite.scenario.load_points import entry_of_point
 from perfsuite.scenario.load_points import expand_load_points as expand_load_points
 from perfsuite.scenario.schema import Scenario
-from perfsuite.scenario.workload import TRACE_BLOCK_TOKENS, TraceRows
-from perfsuite.scenario.workload_entry import Workload
-
-CLOSED_LOOP_OFFSET = -1
-
-
-class SeedDimension(IntEnum):
-    """First word of each seed: one independent stream of random numbers for each dimension."""
-
-    PROMPTS = 1
-    LENGTHS = 2
-    ARRIVALS = 3
-    ORDER = 4
-    PREFIXES = 5
-    FILE_ROWS = 6
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestSpecs:
-    """What each request of a trial asks for, as columns of shape (num_requests,), warm-up first.
-
-    seed           uint64, decides the prompt's text
-    input_tokens   int32, whole prompt; 0 when the prompt comes from a file
-    output_tokens  int32
-    prefix_seed    uint64, text of the shared prefix, or of all blocks of a trace; 0 = none
-    prefix_tokens  int32, counted inside input_tokens; the whole blocks of a trace
-    file_row       int32, row of the prompt file or trace; -1 = none
-    t_offset_ns    int64 after the trial's start; CLOSED_LOOP_OFFSET in closed loop: sent when a slot is free
-    measured       bool, False in warm-up
-    """
-
-    seed: NDArray[np.uint64]
-    input_tokens: NDArray[np.int32]
-    output_tokens: NDArray[np.int32]
-    prefix_seed: NDArray[np.uint64]
-    prefix_tokens: NDArray[np.int32]
-    file_row: NDArray[np.int32]
-    t_offset_ns: NDArray[np.int64]
-    measured: NDArray[np.bool_]
-
-    def __len__(self) -> int:
-        return len(self.seed)
-
-    def update(self, digest: hashlib._Hash) -> None:
-        """Feed every column to a digest."""
-        for column in fields(self):
-            digest.update(np.ascontiguousarray(getattr(self, column.name)).tobytes())
+from perfsuite.scenario.specs import CLOSED_LOOP_OFFSET as CLOSED_LOOP_OFFSET
+from perfsuite.scenario.specs import RequestSpecs as RequestSpecs
+from perfsuite.scenario.specs import SeedDimension, make_specs, rng_of
+from perfsuite.scenario.workload import ConversationRows, FileRows, TraceRows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +55,8 @@ class Plan:
 
     num_file_rows, file_digest   rows and SHA-256 of the prompt file or trace; 0 and "" without one
     digest                       SHA-256 over every request spec, load point, block and the workload's file
-    trace                        rows of the trace; None without one, and in a plan that was built again from a bundle
+    trace, conversations         rows of the trace or the conversation file; None without one, and in a plan that was
+                                 built again from a bundle
     """
 
     scenario: Scenario
@@ -111,6 +66,12 @@ class Plan:
     file_digest: str
     digest: str
     trace: TraceRows | None = field(default=None, repr=False, compare=False)
+    conversations: ConversationRows | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def rows(self) -> TraceRows | ConversationRows | None:
+        """The rows that request_specs needs."""
+        return self.trace or self.conversations
 
     @property
     def trials(self) -> tuple[Trial, ...]:
@@ -118,9 +79,15 @@ class Plan:
 
 
 def build_plan(
-    scenario: Scenario, *, num_file_rows: int = 0, file_digest: str = "", trace: TraceRows | None = None
+    scenario: Scenario,
+    *,
+    num_file_rows: int = 0,
+    file_digest: str = "",
+    trace: TraceRows | None = None,
+    conversations: ConversationRows | None = None,
 ) -> Plan:
-    """The plan of a scenario; rows and SHA-256 of its prompt file or trace, when it has one, and the trace's rows.
+    """The plan of a scenario; number and SHA-256 of the rows of its file, when it has one, and those of a trace or of
+    conversations.
 
     Raises ScenarioError when the plan exceeds the scenario's limits, or its trace.
     """
@@ -137,7 +104,11 @@ def build_plan(
             key = (trial.pair, trial.load_point)
             if key not in cache:
                 specs = request_specs(scenario, points[trial.load_point], trial, num_file_rows)
-                _check_due(int(specs.t_offset_ns[-1]) / 1e9, scenario, trial.load_point)
+                _check_due(specs.last_due_ns / 1e9, scenario, trial.load_point)
+                played = specs
+                if conversations is not None:
+                    played = request_specs(scenario, points[trial.load_point], trial, num_file_rows, conversations)
+                _check_sessions(played, points[trial.load_point], scenario, trial.load_point)
                 part = hashlib.sha256(points[trial.load_point].digest_text.encode())
                 specs.update(part)
                 cache[key] = part.digest() + len(specs).to_bytes(8, "big")
@@ -152,6 +123,7 @@ def build_plan(
         file_digest=file_digest,
         digest=digest.hexdigest(),
         trace=trace,
+        conversations=conversations,
     )
 
 
@@ -195,6 +167,20 @@ def _check_due(last_s: float, scenario: Scenario, load_point: int) -> None:
         )
 
 
+def _check_sessions(specs: RequestSpecs, point: LoadPoint, scenario: Scenario, load_point: int) -> None:
+    """Can as many measured sessions be in progress as the closed loop wants?"""
+    if point.concurrency is None or specs.turn is None:
+        return
+    num = int(np.count_nonzero((specs.turn == 0) & specs.measured))
+    if num < point.concurrency:
+        raise ScenarioError(
+            f"{point.num_requests:,} measured requests make {num:,} sessions, which cannot hold "
+            f"{point.concurrency:,} in progress",
+            where=f"load[{entry_of_point(scenario.load)[load_point]}]",
+            cure="ask for several times concurrency × turns of a session",
+        )
+
+
 def _check_total(total: int, scenario: Scenario) -> None:
     if total > scenario.limits.max_total_requests:
         raise ScenarioError(
@@ -223,7 +209,7 @@ def _number(order: Iterator[tuple[str, int | None, int]], points: Sequence[LoadP
     ordinal = 0
     for number, (arm, comparison, pair) in enumerate(order):
         trials = []
-        for point in _rng(seed, SeedDimension.ORDER, pair, 0).permutation(len(points)):
+        for point in rng_of(seed, SeedDimension.ORDER, pair, 0).permutation(len(points)):
             trials.append(
                 Trial(ordinal=ordinal, block=number, arm=arm, comparison=comparison, pair=pair, load_point=int(point))
             )
@@ -232,109 +218,14 @@ def _number(order: Iterator[tuple[str, int | None, int]], points: Sequence[LoadP
 
 
 def request_specs(
-    scenario: Scenario, point: LoadPoint, trial: Trial, num_file_rows: int, trace: TraceRows | None = None
+    scenario: Scenario, point: LoadPoint, trial: Trial, num_file_rows: int, rows: FileRows | None = None
 ) -> RequestSpecs:
     """The request specs of a trial: a function of (seed, pair, load point) alone, so both arms of a pair share them.
 
-    Without the rows of its trace, a trace load has its specs but their lengths and times, which are 0.
+    rows: of the trace or the conversation file; see make_specs for what is missing without them.
     """
 
     def rng(dimension: SeedDimension) -> np.random.Generator:
-        return _rng(scenario.seed, dimension, trial.pair, trial.load_point)
+        return rng_of(scenario.seed, dimension, trial.pair, trial.load_point)
 
-    if point.trace_speed is not None:
-        return _trace_specs(point, rng, num_file_rows, trace)
-    t_offset_ns = _arrival_offsets(point, rng)
-    num = len(t_offset_ns)
-    workload = scenario.workload
-    lengths = rng(SeedDimension.LENGTHS)
-    input_tokens = _lengths(lengths, workload.input_tokens, num)
-    prefix_seed, prefix_tokens = _prefixes(rng(SeedDimension.PREFIXES), workload, num)
-    return RequestSpecs(
-        seed=_prompt_seeds(rng, num),
-        input_tokens=input_tokens,
-        output_tokens=_lengths(lengths, workload.output_tokens, num),
-        prefix_seed=prefix_seed,
-        prefix_tokens=prefix_tokens,
-        file_row=_file_rows(rng(SeedDimension.FILE_ROWS), num_file_rows, num),
-        t_offset_ns=t_offset_ns,
-        measured=np.arange(num) >= point.num_warmup,
-    )
-
-
-def _trace_specs(
-    point: LoadPoint, rng: Callable[[SeedDimension], np.random.Generator], num_rows: int, trace: TraceRows | None
-) -> RequestSpecs:
-    """The first rows of the trace, warm-up first, in its order; the blocks of the whole trial have one seed."""
-    assert point.trace_speed is not None
-    num = num_rows if point.num_requests is None else point.num_warmup + point.num_requests
-    none = np.zeros(num, dtype=np.int32)
-    prefix_seed = rng(SeedDimension.PREFIXES).integers(1, 2**63, dtype=np.uint64)
-    num_blocks = none if trace is None else np.diff(trace.block_start[: num + 1]).astype(np.int32)
-    t_ns = np.zeros(num, dtype=np.int64) if trace is None else trace.t_ns[:num]
-    return RequestSpecs(
-        seed=_prompt_seeds(rng, num),
-        input_tokens=none if trace is None else trace.input_tokens[:num],
-        output_tokens=none if trace is None else trace.output_tokens[:num],
-        prefix_seed=np.full(num, prefix_seed),
-        prefix_tokens=num_blocks * np.int32(TRACE_BLOCK_TOKENS),
-        file_row=np.arange(num, dtype=np.int32),
-        t_offset_ns=np.rint(t_ns / point.trace_speed).astype(np.int64),
-        measured=np.arange(num) >= point.num_warmup,
-    )
-
-
-def _prompt_seeds(rng: Callable[[SeedDimension], np.random.Generator], num: int) -> NDArray[np.uint64]:
-    return rng(SeedDimension.PROMPTS).integers(1, 2**63, num, dtype=np.uint64)
-
-
-def _rng(seed: int, dimension: SeedDimension, pair: int, load_point: int) -> np.random.Generator:
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, int(dimension), pair, load_point])))
-
-
-def _arrival_offsets(point: LoadPoint, rng: Callable[[SeedDimension], np.random.Generator]) -> NDArray[np.int64]:
-    if point.stages:
-        return staged_offsets_ns(
-            rng(SeedDimension.ARRIVALS),
-            stages=point.stages,
-            arrivals=point.arrivals,
-            burstiness=point.burstiness,
-            num_warmup=point.num_warmup,
-        )
-    if point.kind == "open":
-        assert point.rate_per_s is not None
-        shape = {"rate_per_s": point.rate_per_s, "burstiness": point.burstiness}
-        num = point.num_requests
-        if num is None:
-            assert point.duration_s is not None
-            num = num_requests_within(
-                rng(SeedDimension.ARRIVALS), arrivals=point.arrivals, duration_s=point.duration_s, **shape
-            )
-        return open_loop_offsets_ns(
-            rng(SeedDimension.ARRIVALS), arrivals=point.arrivals, num_requests=point.num_warmup + num, **shape
-        )
-    assert point.num_requests is not None
-    total = point.num_warmup + point.num_requests
-    return np.full(total, CLOSED_LOOP_OFFSET if point.kind == "closed" else 0, dtype=np.int64)
-
-
-def _lengths(rng: np.random.Generator, tokens: TokenRange | None, num: int) -> NDArray[np.int32]:
-    if tokens is None:
-        return np.zeros(num, dtype=np.int32)
-    return rng.integers(tokens.min, tokens.max, num, dtype=np.int32, endpoint=True)
-
-
-def _prefixes(rng: np.random.Generator, workload: Workload, num: int) -> tuple[NDArray[np.uint64], NDArray[np.int32]]:
-    prefix = workload.shared_prefix
-    if prefix is None:
-        return np.zeros(num, dtype=np.uint64), np.zeros(num, dtype=np.int32)
-    group_seeds = rng.integers(1, 2**63, prefix.groups, dtype=np.uint64)
-    return group_seeds[rng.integers(0, prefix.groups, num)], np.full(num, prefix.tokens, dtype=np.int32)
-
-
-def _file_rows(rng: np.random.Generator, num_file_rows: int, num: int) -> NDArray[np.int32]:
-    """Rows in a seeded order, each as often as any other (± 1)."""
-    if num_file_rows == 0:
-        return np.full(num, -1, dtype=np.int32)
-    rounds = -(-num // num_file_rows)
-    return np.concatenate([rng.permutation(num_file_rows) for _ in range(rounds)])[:num].astype(np.int32)
+    return make_specs(scenario.workload, point, rng, num_file_rows, rows)

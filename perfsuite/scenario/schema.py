@@ -5,12 +5,16 @@ Unknown keys, duplicate keys, NaN and infinities are refused. Durations and rate
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from perfsuite.scenario.arm import Arm
 from perfsuite.scenario.fields import (
+    MAX_REQUESTS_PER_TRIAL,
+    BaseUrl,
+    DurationOrZeroS,
     DurationS,
     Name,
     OneOrMore,
@@ -18,6 +22,7 @@ from perfsuite.scenario.fields import (
     as_list,
 )
 from perfsuite.scenario.load_entry import Load
+from perfsuite.scenario.profile_entry import ProfileSettings
 from perfsuite.scenario.workload_entry import Workload
 
 SCHEMA_VERSION = 1
@@ -64,10 +69,46 @@ class Limits(Strict):
 
 
 class TelemetrySettings(Strict):
-    """GPU sampling. `auto`: the emulator's for emulated arms, NVML where GPUs are declared, else none."""
+    """GPU sampling. `auto`: the emulator's for emulated arms, NVML where GPUs are declared, else none.
 
-    source: Literal["auto", "nvml", "none"] = "auto"
+    Emulated arms always have the emulator's GPUs, or none.
+    """
+
+    source: Literal["auto", "nvml", "prometheus", "agent", "csv", "none"] = "auto"
+    url: BaseUrl | None = Field(default=None, description="of the Prometheus endpoint or the agent")
+    token: Annotated[str, StringConstraints(pattern=r"^\$\{[A-Za-z_][A-Za-z0-9_]*\}$")] | None = Field(
+        default=None, description="${VARIABLE}: the environment variable that holds the agent's or endpoint's token"
+    )
+    path: str | None = Field(default=None, min_length=1, max_length=1000, description="CSV that nvidia-smi writes")
     hz: float = Field(default=10.0, gt=0, le=100)
+    gpus: list[Annotated[int, Field(ge=0, le=1023)]] | None = Field(
+        default=None, min_length=1, max_length=1024, description="NVML numbers of the deployment's GPUs; all without it"
+    )
+    idle: DurationOrZeroS | None = Field(
+        default=None, description="idle baseline before the first trial of a block; 5s on real GPUs, 0s on emulated"
+    )
+    soak: DurationOrZeroS | None = Field(
+        default=None, description="longest thermal soak before a block's trials; 3min on real GPUs, 0s on emulated"
+    )
+    require_power: bool = Field(default=False, description="trials without energy are invalid")
+
+    @model_validator(mode="after")
+    def _address(self) -> TelemetrySettings:
+        if (self.url is not None) != (self.source in ("prometheus", "agent")):
+            raise ValueError("url: belongs to source: prometheus and source: agent, and they need it")
+        if (self.path is not None) != (self.source == "csv"):
+            raise ValueError("path: belongs to source: csv, which needs it")
+        if self.source == "agent" and self.token is None:
+            raise ValueError("token: source: agent needs one, such as ${PERFSUITE_TELEMETRY_TOKEN}")
+        if self.token is not None and self.source not in ("prometheus", "agent"):
+            raise ValueError("token: belongs to source: prometheus and source: agent")
+        if self.require_power and self.source == "none":
+            raise ValueError("require_power: source: none measures no power")
+        return self
+
+    server_metrics_hz: float = Field(
+        default=1.0, ge=0, le=10, description="how often each server's own metrics are read; 0: never"
+    )
 
 
 PrimaryMetric = Literal[
@@ -86,6 +127,9 @@ class Scenario(Strict):
     mode: Literal["matched", "best-config"] = "matched"
     seed: int = Field(default=0, ge=0, le=2**63 - 1)
     blocks: int = Field(default=6, ge=1, le=1000, description="blocks of each arm, which is also the number of pairs")
+    looks: Annotated[list[Annotated[int, Field(ge=2)]], BeforeValidator(as_list), Field(max_length=20)] = Field(
+        default=[], description="numbers of pairs after which a comparison may stop early; the bounds allow for it"
+    )
     arms: dict[Name, Arm] = Field(min_length=1, max_length=100)
     comparisons: list[ComparisonSpec] = Field(default_factory=list, max_length=100)
     workload: Workload
@@ -97,7 +141,13 @@ class Scenario(Strict):
     )
     timeouts: Timeouts = Timeouts()
     limits: Limits = Limits()
+    known_answers: bool = Field(
+        default=True, description="ask each server about twenty questions before it is measured; false: random weights"
+    )
     telemetry: TelemetrySettings = TelemetrySettings()
+    profile: ProfileSettings | None = Field(
+        default=None, description="after a run: profile each arm at one load point, in a start of its own"
+    )
 
     @model_validator(mode="after")
     def _loads_fit_the_workload(self) -> Scenario:
@@ -108,12 +158,19 @@ class Scenario(Strict):
                     if load.trace is None
                     else f"load[{number}].trace: belongs to workload kind trace, found kind: {self.workload.kind}"
                 )
+            if self.workload.sessions is not None:
+                for key, message in _session_trouble(self.workload, load):
+                    raise ValueError(f"load[{number}].{key}: {message}")
         return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Scenario:
         if self.comparisons and self.blocks % 2:
             raise ValueError(f"blocks: must be even, so that each arm goes first equally often; found {self.blocks}")
+        if self.looks and (not self.comparisons or sorted({*self.looks, self.blocks}) != [*self.looks, self.blocks]):
+            raise ValueError(f"looks: wanted growing numbers of pairs below blocks ({self.blocks}), with comparisons")
+        if odd := [num for num in self.looks if num % 2]:
+            raise ValueError(f"looks: must be even, so that each arm went first equally often; found {odd[0]}")
         used: set[str] = set()
         for number, comparison in enumerate(self.comparisons):
             if (first := self.comparisons.index(comparison)) < number:
@@ -125,6 +182,29 @@ class Scenario(Strict):
         if self.comparisons and (unused := [arm for arm in self.arms if arm not in used]):
             raise ValueError(f"arms: {unused[0]!r} is in no comparison, so it would never run")
         return self
+
+
+def _session_trouble(workload: Workload, load: Load) -> Iterator[tuple[str, str]]:
+    """(key of the load entry, what is wrong) of an entry that cannot play sessions."""
+    assert workload.sessions is not None
+    turns = workload.sessions.turns
+    for key in ("duration", "stages"):
+        if workload.kind == "conversations" and getattr(load, key) is not None:
+            yield key, "how many turns it makes follows from the file; write rate and requests instead"
+    if turns is None:
+        return
+    for concurrency in load.concurrency or ():
+        requests = load.requests or concurrency * (load.requests_per_concurrency or 1)
+        if workload.kind == "random" and -(-requests // turns.min) < concurrency:
+            what = (
+                f"{requests:,} measured requests make at most {-(-requests // turns.min):,} sessions, which cannot "
+                f"hold {concurrency:,} in progress; ask for several times concurrency × turns"
+            )
+            yield "requests" if load.requests else "requests_per_concurrency", what
+    num = sum(stage.num_arrivals for stage in load.rate_stages) or max(load.rate or [0]) * (load.duration or 0)
+    if num * turns.max > MAX_REQUESTS_PER_TRIAL:
+        key = "duration" if load.stages is None else "stages"
+        yield key, f"makes up to {num * turns.max:,.0f} requests in a trial, more than {MAX_REQUESTS_PER_TRIAL:,}"
 
 
 def json_schema() -> dict[str, Any]:

@@ -6,11 +6,14 @@ Random numbers come from SHAKE-128 (FIPS 202) of the seed: no library's version 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from perfsuite.scenario.schema import Slo
 
 TRACE_BLOCK_TOKENS = 512  # tokens of one hash id of a Mooncake trace
 _SEED_BITS = 64
@@ -19,11 +22,17 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptRow:
-    """One row of a prompt file: a prompt or a list of chat messages; output_tokens overrides the scenario's."""
+    """One row of a prompt file: a prompt or a list of chat messages; output_tokens overrides the scenario's.
+
+    slo         limits that go over those of the scenario, one by one
+    extra_body  more fields of the request body; they go over those of the scenario
+    """
 
     prompt: str | None = None
     messages: list[dict[str, Any]] | None = None
     output_tokens: int | None = None
+    slo: Slo | None = None
+    extra_body: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +43,10 @@ class PromptRows:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def at(self, numbers: NDArray[np.int64]) -> PromptRows:
+        """These rows, in this order."""
+        return PromptRows(rows=tuple(self.rows[number] for number in numbers.tolist()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -62,7 +75,63 @@ class TraceRows:
         return self.block_id[self.block_start[row] : self.block_start[row + 1]]
 
 
-FileRows = PromptRows | TraceRows
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """What a user says, and the answer that the file has. answer_tokens: how long it is, where the file tells."""
+
+    user: str
+    answer: str | None = None
+    answer_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversation:
+    """One conversation of a file: at least one turn. system: the instructions before it; None = none."""
+
+    turns: tuple[Turn, ...]
+    system: str | None = None
+    slo: Slo | None = None
+    extra_body: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ConversationRows:
+    """The conversations of a file, in file order, and columns of them.
+
+    turn_start     int64, shape (num_rows + 1,): the turns of row i are output_tokens[turn_start[i]:turn_start[i + 1]]
+    output_tokens  int32, length of each given answer; 0 where the file does not tell
+    num_left_out   conversations of the file in which no user says anything
+    """
+
+    rows: tuple[Conversation, ...]
+    turn_start: NDArray[np.int64]
+    output_tokens: NDArray[np.int32]
+    num_left_out: int = 0
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def num_turns(self) -> NDArray[np.int64]:
+        """Turns of each conversation, shape (num_rows,)."""
+        return np.diff(self.turn_start)
+
+    def at(self, numbers: NDArray[np.int64]) -> ConversationRows:
+        """These rows, in this order."""
+        return conversation_rows([self.rows[number] for number in numbers.tolist()], num_left_out=self.num_left_out)
+
+
+def conversation_rows(rows: Sequence[Conversation], *, num_left_out: int = 0) -> ConversationRows:
+    """Conversations with their columns."""
+    return ConversationRows(
+        rows=tuple(rows),
+        turn_start=np.cumsum([0, *(len(row.turns) for row in rows)], dtype=np.int64),
+        output_tokens=np.array([turn.answer_tokens or 0 for row in rows for turn in row.turns], dtype=np.int32),
+        num_left_out=num_left_out,
+    )
+
+
+FileRows = PromptRows | TraceRows | ConversationRows
 
 
 def ordinary_token_range(vocab_size: int) -> tuple[int, int]:
