@@ -12,10 +12,12 @@ from perfsuite.library import (
     find_checkpoint,
     find_gpu,
     find_model,
+    known_checkpoint,
     load_library,
     paired_checkpoints,
+    partners,
 )
-from perfsuite.library.loader import unwrap_figures
+from perfsuite.library.loader import SUPPORT_STATUSES, unwrap_figures
 
 MODELS = ("deepseek-r1", "deepseek-v3.1", "deepseek-v3.2", "deepseek-v4-flash")
 
@@ -92,6 +94,54 @@ def test_names_and_aliases_are_unique_within_a_kind() -> None:
     for entries in (library.checkpoints, library.models, library.gpus):
         names = [name.lower() for entry in entries.values() for name in (entry.id, *entry.aliases)]
         assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize(
+    ("name", "identity"),
+    [
+        ("nvidia/DeepSeek-V3.2-NVFP4", "nvidia/DeepSeek-V3.2-NVFP4"),
+        ("/models/DeepSeek-V3.2-NVFP4/", "nvidia/DeepSeek-V3.2-NVFP4"),
+        ("/hub/models--nvidia--DeepSeek-R1-FP4/snapshots/0a1b", "nvidia/DeepSeek-R1-FP4"),
+        ("./DeepSeek-R1-0528-FP4-V2", "nvidia/DeepSeek-R1-0528-NVFP4-v2"),
+        ("/models/tiny", None),
+        ("someone/DeepSeek-V3.2-NVFP4", None),
+        ("/", None),
+    ],
+)
+def test_a_path_stands_for_the_repository_it_is_named_after(name: str, identity: str | None) -> None:
+    found = known_checkpoint(name)
+    assert (found.id if found else None) == identity
+
+
+@pytest.mark.parametrize(
+    ("name", "others"),
+    [
+        ("nvidia/DeepSeek-R1-FP4", ["deepseek-ai/DeepSeek-R1"]),
+        ("nvidia/DeepSeek-V4-Flash-NVFP4", ["deepseek-ai/DeepSeek-V4-Flash", "sgl-project/DeepSeek-V4-Flash-FP8"]),
+        ("deepseek-ai/DeepSeek-V4-Flash-Base", []),
+    ],
+)
+def test_partners_are_of_one_origin_and_another_precision(name: str, others: list[str]) -> None:
+    assert [checkpoint.id for checkpoint in partners(find_checkpoint(name))] == others
+
+
+def test_every_checkpoint_says_of_every_engine_how_well_it_is_served() -> None:
+    for checkpoint in load_library().checkpoints.values():
+        assert set(checkpoint.engines) == {"vllm", "sglang", "trtllm"}
+        for support in checkpoint.engines.values():
+            assert support.status in SUPPORT_STATUSES
+    assert find_checkpoint("deepseek-v3.2-nvfp4").engines["trtllm"].since == "1.2.0rc8"
+
+
+def test_every_card_in_the_library_has_its_accuracy_on_both_sides() -> None:
+    for name in ("deepseek-r1-nvfp4", "deepseek-v3.1-nvfp4", "deepseek-v3.2-nvfp4", "deepseek-v4-flash-nvfp4"):
+        checkpoint = find_checkpoint(name)
+        assert checkpoint.accuracy and checkpoint.accuracy.keys() == find_checkpoint(checkpoint.origin).accuracy.keys()
+
+
+def test_hopper_has_no_fp4_tensor_cores() -> None:
+    assert set(find_gpu("h200").peak_flops_per_s) == {"fp8", "bf16"}
+    assert find_gpu("gb200").peak_flops_per_s["fp4"] == 10e15
 
 
 def test_an_unknown_name_is_answered_with_near_ones() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-from perfsuite.engines import emulated, vllm
+from perfsuite.engines import emulated, sglang, trtllm, vllm
 from perfsuite.engines.control import Endpoint, Secret, ask_json, ask_text
 from perfsuite.engines.server import Description, Engine
 from perfsuite.engines.server_metrics import kv_capacity_tokens, read_cache_config
@@ -59,14 +61,18 @@ def describe(endpoint: Endpoint, arm: Arm, model: str, _log: str) -> Description
     cards = vllm.model_cards(endpoint)
     served = _served_model(cards, arm, model, endpoint)
     card = cards.get(served, {})
-    version = vllm.server_version(endpoint)
     vocab_size, source = find_vocab_size(arm.checkpoint, model)
     declared = _declared(endpoint, arm) | {"owned_by": card.get("owned_by"), "vocab_size_source": source}
     dialect = arm.dialect or detect_dialect(endpoint, card.get("owned_by"))
+    is_sglang = dialect.startswith("sglang")
+    info = sglang.server_info(endpoint) if is_sglang else {}
+    version = vllm.server_version(endpoint)
     if emulated.is_emulated(endpoint):
         config = ask_json(endpoint, "/emulator/config") or {}
         vocab_size = config.get("vocab_size") or vocab_size
         facts = emulated.emulator_facts(config | declared, engine="attach", served_model=served, version=version)
+    elif is_sglang:
+        facts = _sglang_facts(arm, info, served, card, declared)
     else:
         caches = [] if dialect == "trtllm" else read_cache_config(ask_text(endpoint, "/metrics"))
         facts = _facts(caches, served, card, version, declared)
@@ -74,7 +80,7 @@ def describe(endpoint: Endpoint, arm: Arm, model: str, _log: str) -> Description
         facts=facts,
         served_model=served,
         vocab_size=vocab_size,
-        dialect="vllm" if facts.emulated and arm.dialect is None else dialect,
+        dialect=str(facts.config.get("dialect", "vllm")) if facts.emulated and arm.dialect is None else dialect,
         gpu_source=_gpu_source(endpoint, arm, emulated=facts.emulated),
     )
 
@@ -140,6 +146,25 @@ def _facts(
     )
 
 
+def _sglang_facts(
+    arm: Arm, info: Mapping[str, Any], served: str, card: Mapping[str, Any], declared: dict[str, Any]
+) -> ServerFacts:
+    return ServerFacts(
+        engine="attach",
+        version=sglang.told_version(info),
+        emulated=False,
+        served_model=served,
+        max_model_len=vllm.told_max_model_len(card),
+        kv_cache_dtype=sglang.read_kv_cache_dtype(info, ""),
+        kv_capacity_tokens=sglang.read_kv_capacity_tokens(info, ""),
+        weights_bytes=None,
+        gpu_name=None,
+        quantization=info.get("quantization"),
+        kernels=sglang.silent_fallback(info, arm) | sglang.read_kernels(info, ""),
+        config=declared | sglang.read_config(info, ""),
+    )
+
+
 def _gpu_source(endpoint: Endpoint, arm: Arm, *, emulated: bool) -> str:
     """GPUs can be sampled when they are the emulator's, or on this host."""
     if emulated:
@@ -156,9 +181,15 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def stats(endpoint: Endpoint) -> dict[str, float]:
-    """Counters of a server that has vLLM's /metrics, and the emulator's own; {} for others."""
-    return emulated.stats(endpoint)
+def with_stats(engine: Engine, dialect: str, *, is_emulated: bool) -> Engine:
+    """The row of a server with the way to its counters, where that depends on how the server is asked.
+
+    TensorRT-LLM is asked at /prometheus/metrics only: a GET of its /metrics would empty a list that others may read.
+    """
+    if engine.launch is not None and not is_emulated:
+        return engine
+    metrics_stats = trtllm.stats if dialect == "trtllm" else vllm.stats
+    return replace(engine, stats=partial(emulated.stats, metrics_stats=metrics_stats) if is_emulated else metrics_stats)
 
 
-ATTACH = Engine(launch=None, ready_path="/v1/models", describe=describe, stats=stats)
+ATTACH = Engine(launch=None, ready_paths=("/v1/models",), describe=describe, stats=vllm.stats)

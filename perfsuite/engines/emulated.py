@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from perfsuite.engines.control import Endpoint, ask_json
@@ -60,6 +60,13 @@ def _batching_flags(arm: Arm) -> Iterator[str]:
 
 def _emulator_flags(order: LaunchOrder) -> Iterator[str]:
     settings = order.arm.emulator
+    if settings.dialect != "vllm":
+        yield from ("--dialect", settings.dialect.removesuffix("-generate"))
+    if order.arm.stream_interval is not None:
+        yield from ("--stream-interval", str(order.arm.stream_interval))
+    if order.arm.speculation is not None:
+        yield from ("--draft-tokens", str(order.arm.speculation.tokens))
+        yield from ("--draft-accept-ratio", f"{settings.draft_accept_ratio:g}")
     yield from ("--jitter", f"{settings.jitter_ratio:g}", "--run-jitter", f"{settings.run_jitter_ratio:g}")
     if settings.step_time is not None:
         yield from ("--step-time", f"{settings.step_time:g}")
@@ -79,15 +86,18 @@ def describe(endpoint: Endpoint, arm: Arm, model: str, _log: str) -> Description
         facts=facts,
         served_model=served,
         vocab_size=config.get("vocab_size") or find_vocab_size(arm.checkpoint, model)[0],
-        dialect="vllm",
+        dialect=arm.emulator.dialect,
         gpu_source=f"emulator:{endpoint.url}",
     )
 
 
 def is_emulated(endpoint: Endpoint) -> bool:
-    """Whether the server says of itself that its numbers are emulated: in GET /version."""
-    reply = ask_json(endpoint, "/version")
-    return isinstance(reply, dict) and reply.get("emulated") is True
+    """Whether the server says of itself that its numbers are emulated: in /version, or by having /emulator/config."""
+    for path, key in (("/version", "emulated"), ("/emulator/config", "weights_bytes")):
+        reply = ask_json(endpoint, path)
+        if isinstance(reply, dict) and reply.get(key):
+            return True
+    return False
 
 
 def emulator_facts(config: dict[str, Any], *, engine: str, served_model: str, version: str | None) -> ServerFacts:
@@ -95,7 +105,7 @@ def emulator_facts(config: dict[str, Any], *, engine: str, served_model: str, ve
     kernels = config.get("kernels")
     return ServerFacts(
         engine=engine,
-        version=version,
+        version=version or config.get("version"),  # SGLang has no /version
         emulated=True,
         served_model=served_model,
         max_model_len=config.get("max_model_len"),
@@ -109,8 +119,10 @@ def emulator_facts(config: dict[str, Any], *, engine: str, served_model: str, ve
     )
 
 
-def stats(endpoint: Endpoint) -> dict[str, float]:
-    """What a vLLM server counts, and the numbers of /emulator/stats by their names there: modelled_s, slip_s, …"""
+def stats(
+    endpoint: Endpoint, metrics_stats: Callable[[Endpoint], dict[str, float]] = metrics_stats
+) -> dict[str, float]:
+    """What the server it stands for counts, and the numbers of /emulator/stats by their names: modelled_s, slip_s, …"""
     own = ask_json(endpoint, "/emulator/stats")
     numbers = own.items() if isinstance(own, dict) else ()
     out = metrics_stats(endpoint)
@@ -122,4 +134,4 @@ def stats(endpoint: Endpoint) -> dict[str, float]:
     return out
 
 
-EMULATED = Engine(launch=launch, ready_path="/health", describe=describe, stats=stats)
+EMULATED = Engine(launch=launch, ready_paths=("/emulator/config",), describe=describe, stats=stats)

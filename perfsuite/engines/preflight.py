@@ -1,4 +1,4 @@
-"""Before anything is measured: does the server serve the right model, do the prompts fit, does the endpoint answer?"""
+"""Before anything is measured: is the server what its arm says, do the prompts fit, does it answer, and with sense?"""
 
 from __future__ import annotations
 
@@ -6,18 +6,27 @@ import queue
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from http.client import HTTPResponse
+from typing import TypeVar
 
 import numpy as np
 
+from perfsuite.analysis.answers import Answer, Preflight
+from perfsuite.analysis.manifest import QuantizationManifest
 from perfsuite.dialects import DIALECTS, RESERVED_FIELDS, Ask, Dialect, EventError
+from perfsuite.engines.checkpoint_files import local_manifest
 from perfsuite.engines.control import body_head, open_reply
+from perfsuite.engines.preflight_answers import MIN_MODEL_LEN, ask_all
+from perfsuite.engines.preflight_facts import check_facts
 from perfsuite.engines.readiness import POLL_S, in_background
 from perfsuite.engines.server import Server
 from perfsuite.engines.vllm import model_cards
 from perfsuite.errors import EngineError, Interrupted, ScenarioError
+from perfsuite.records import ServerFacts
 from perfsuite.scenario.arm import Arm
+from perfsuite.scenario.check import has_random_weights
 from perfsuite.scenario.schema import Scenario
 from perfsuite.scenario.workload_entry import Workload
 
@@ -25,7 +34,9 @@ PROMPT_IDS = np.array([1000, 1001, 1002, 1003], dtype=np.int32)
 PROMPT = "Hello"
 NUM_OUTPUT_TOKENS = 2
 MAX_LINE_BYTES = 1_000_000
-_DIALECT_OF_ENGINE = {"emulated": "vllm", "vllm": "vllm"}
+_DIALECT_OF_ENGINE = {"vllm": "vllm", "sglang": "sglang", "trtllm": "trtllm"}
+
+T = TypeVar("T")
 
 
 def check_asking(scenario: Scenario) -> None:
@@ -41,9 +52,14 @@ def check_asking(scenario: Scenario) -> None:
             cure=f"remove {', '.join(reserved)}; lengths, prompts and sampling have their own keys in workload",
         )
     for key, arm in scenario.arms.items():
-        if name := arm.dialect or _DIALECT_OF_ENGINE.get(arm.engine):
+        if name := arm.dialect or _dialect_of(arm):
             api_path(DIALECTS[name], scenario.workload.api, where=f"arms.{key}.dialect")
             DIALECTS[name].build_body(_small_request(arm.served_name or scenario.model, scenario.workload))
+
+
+def _dialect_of(arm: Arm) -> str | None:
+    """The dialect of an engine that is started; None for an attached one."""
+    return arm.emulator.dialect if arm.engine == "emulated" else _DIALECT_OF_ENGINE.get(arm.engine)
 
 
 def api_path(dialect: Dialect, api: str, *, where: str) -> str:
@@ -59,34 +75,83 @@ def api_path(dialect: Dialect, api: str, *, where: str) -> str:
 
 def preflight(
     server: Server, arm: Arm, scenario: Scenario, *, should_stop: Callable[[], bool] = lambda: False
-) -> list[str]:
-    """Check a ready server against the scenario; one request of a few tokens is sent.
+) -> ServerFacts:
+    """Check a ready server against the scenario, and look at its answers.
 
-    Returns notes on what could not be checked. Raises EngineError, and Interrupted when should_stop() says so.
+    Returns the server's facts with what was found: config["preflight"] (analysis/answers.py, with notes on what could
+    not be checked) and, for a checkpoint in a local folder, config["quantization_manifest"]. Whether the answers are
+    nonsense is judged from there. Raises EngineError, and Interrupted when should_stop() says so.
     """
     notes = _check_model(server)
     notes += _check_length(server, scenario.workload)
+    notes += check_facts(server.facts, arm, where=server.url)
+    exempt = _exemption(server, arm, scenario)
     try:
         _wait_for(partial(_check_answer, server, scenario), should_stop)
+        known, free = ((), ()) if exempt else _ask_questions(server, arm, scenario, should_stop)
     except EngineError as error:
         if tail := server.log_tail():
             error.found = f"{error.found or ''}\nlast lines of the log:\n{tail}".strip()
         raise
     if arm.engine == "attach":
         notes.append("precision, GPUs and settings of the attached server are declared, not verified")
-    return notes
+    found = Preflight(exempt=exempt, known=known, free=free, notes=tuple(notes))
+    return _with_findings(server.facts, found, local_manifest(arm.checkpoint))
 
 
-def _wait_for(check: Callable[[], None], should_stop: Callable[[], bool]) -> None:
+def _with_findings(facts: ServerFacts, found: Preflight, manifest: QuantizationManifest | None) -> ServerFacts:
+    told = {"preflight": found.as_json()} | ({"quantization_manifest": manifest.as_json()} if manifest else {})
+    return replace(facts, config=facts.config | told)
+
+
+def _exemption(server: Server, arm: Arm, scenario: Scenario) -> str | None:
+    """Why no questions with known answers are asked; None when they are."""
+    if server.emulated:
+        return "emulated: it answers with words drawn at random"
+    if has_random_weights(arm):
+        return "random weights (load_format: dummy)"
+    if not scenario.known_answers:
+        return "the scenario says known_answers: false"
+    limit = server.facts.max_model_len
+    if limit is not None and limit < MIN_MODEL_LEN:
+        return f"max_model_len {limit:,} is too short for them, {MIN_MODEL_LEN} are needed"
+    return None
+
+
+def _ask_questions(
+    server: Server, arm: Arm, scenario: Scenario, should_stop: Callable[[], bool]
+) -> tuple[tuple[Answer, ...], tuple[Answer, ...]]:
+    """The answers, and a look at the cache: the questions begin alike, so that a cache that is on has hits."""
+    dialect = DIALECTS[server.dialect]
+    path = api_path(dialect, scenario.workload.api, where=server.url)
+    before = server.stats()
+    ask = partial(
+        ask_all, server, dialect, path, scenario.workload,
+        timeout_s=scenario.timeouts.first_token, go_on=lambda: not should_stop(),
+    )  # fmt: skip
+    answers = _wait_for(ask, should_stop)
+    hits = server.stats().get("prefix_cache_hit_tokens", 0.0) - before.get("prefix_cache_hit_tokens", 0.0)
+    if hits > 0 and not arm.prefix_cache:
+        raise EngineError(
+            "the server reuses prompt prefixes, the arm says prefix_cache: false",
+            where=server.url,
+            found=f"{hits:,.0f} prompt tokens were taken from its cache while it was checked",
+            cure="restart the server with its prefix cache off, or write prefix_cache: true",
+        )
+    return answers
+
+
+def _wait_for(check: Callable[[], T], should_stop: Callable[[], bool]) -> T:
+    """The result of `check`, run in the background. Raises what it raises, and Interrupted."""
     answers = in_background(check)
     while not should_stop():
         try:
             answer = answers.get(timeout=POLL_S)
         except queue.Empty:
             continue
-        if answer is not None:
+        if isinstance(answer, BaseException):
             raise answer
-        return
+        return answer
     raise Interrupted(signal.SIGINT, "stopped while a server was checked")
 
 
@@ -108,15 +173,16 @@ def _check_length(server: Server, workload: Workload) -> list[str]:
     limit = server.facts.max_model_len
     if limit is None:
         return ["the server does not tell its maximum length: whether every prompt fits is not known"]
-    if workload.input_tokens is None:
+    prompt_tokens = workload.longest_prompt_tokens
+    if prompt_tokens is None:
         return [f"prompts come from a file: whether each fits into {limit:,} tokens shows when it is sent"]
     assert workload.output_tokens is not None
-    longest = workload.input_tokens.max + workload.output_tokens.max
+    longest = prompt_tokens + workload.output_tokens.max
     if longest > limit:
         raise EngineError(
             "the longest request does not fit the server's maximum length",
             where=server.url,
-            found=f"{longest:,} tokens (input {workload.input_tokens.max:,} + output {workload.output_tokens.max:,}), "
+            found=f"{longest:,} tokens (input {prompt_tokens:,} + output {workload.output_tokens.max:,}), "
             f"the server takes {limit:,}",
             cure="raise max_model_len of the arm, or ask for shorter requests",
         )

@@ -38,6 +38,7 @@ class ProcessMark:
     start_time_ticks  clock ticks since boot (proc(5)); with boot_id it tells a recycled pid from the one meant
     kind              "supervisor" or the engine's kind
     port              TCP port of the engine
+    place, name       "docker" or "srun", and the name of the container or step, when the process is a client of one
     """
 
     pid: int
@@ -46,13 +47,16 @@ class ProcessMark:
     kind: str
     port: int
     boot_id: str = ""
+    place: str = ""
+    name: str = ""
 
 
-def mark_process(pid: int, *, kind: str, port: int) -> ProcessMark:
+def mark_process(pid: int, *, kind: str, port: int, place: str = "", name: str = "") -> ProcessMark:
     """The mark of a living process that leads its process group."""
     return ProcessMark(
-        pid=pid, pgid=pid, start_time_ticks=start_time_ticks(pid), kind=kind, port=port, boot_id=_boot_id()
-    )
+        pid=pid, pgid=pid, start_time_ticks=start_time_ticks(pid), kind=kind, port=port, boot_id=_boot_id(),
+        place=place, name=name,
+    )  # fmt: skip
 
 
 def start_time_ticks(pid: int) -> int:
@@ -84,15 +88,23 @@ def group_members(pgid: int) -> list[int]:
 
 
 def stop_leftover(mark: ProcessMark, *, grace_s: float = LEFTOVER_GRACE_S) -> bool:
-    """Stop the process group of a mark: SIGTERM, after the grace SIGKILL. True if something was stopped.
+    """Stop the process group of a mark: SIGTERM, after the grace SIGKILL; then its container or Slurm step.
 
-    Nothing is touched unless the mark still means the same process, or, when the leader is gone, a member of the group
-    carries the mark in its environment.
+    True if something was stopped. No process is touched unless the mark still means the same one, or, when the leader
+    is gone, a member of the group carries the mark in its environment. A container or step has its name to itself.
     """
-    members = group_members(mark.pgid)
-    if mark.pgid <= 1 or mark.pgid == os.getpgrp() or mark.boot_id != _boot_id() or not members:
+    if mark.boot_id != _boot_id():
         return False
-    if not _is_meant(mark, members):
+    stopped = _stop_group(mark, grace_s)
+    if mark.place and supervisor.find_outside(mark.place, mark.name):
+        supervisor.stop_outside(mark.place, mark.name)
+        stopped = True
+    return stopped
+
+
+def _stop_group(mark: ProcessMark, grace_s: float) -> bool:
+    members = group_members(mark.pgid)
+    if mark.pgid <= 1 or mark.pgid == os.getpgrp() or not members or not _is_meant(mark, members):
         return False
     _signal_group(mark.pgid, signal.SIGTERM)
     if not _wait_until(lambda: not group_members(mark.pgid), grace_s):
@@ -136,10 +148,11 @@ def _wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:
 
 
 class EngineProcess:
-    """A running engine and its supervisor. `marks`: supervisor first, then the engine."""
+    """A running engine and its supervisor. place and name: of its container or Slurm step, else ""."""
 
-    def __init__(self, child: subprocess.Popen[bytes], log_path: Path) -> None:
+    def __init__(self, child: subprocess.Popen[bytes], log_path: Path, *, place: str = "", name: str = "") -> None:
         self._child = child
+        self._outside = (place or supervisor.LOCAL, name)
         self._unread = b""
         self._status_ended = False
         self.log_path = log_path
@@ -182,12 +195,12 @@ class EngineProcess:
         """SIGTERM, after the grace SIGKILL, to all of the engine. True when nothing of it is left. Idempotent."""
         assert self._child.stdin is not None and self._child.stdout is not None
         if self._child.stdin.closed:
-            return self.engine_pid is None or not group_members(self.engine_pid)
+            return self._end_group()
         try:
             with contextlib.suppress(OSError):
                 os.write(self._child.stdin.fileno(), f"stop {grace_s}\n".encode())
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._child.wait(grace_s + KILL_WAIT_S + 5)
+                self._child.wait(grace_s + 2 * KILL_WAIT_S + 5)
             self._read_status(0.0)
         finally:
             self._end_supervisor()
@@ -206,10 +219,12 @@ class EngineProcess:
     def _end_group(self) -> bool:
         """What the supervisor left, because it was killed itself."""
         pgid = self.engine_pid
-        if pgid is None or not group_members(pgid):
+        if pgid is None:
             return True
-        _signal_group(pgid, signal.SIGKILL)
-        return _wait_until(lambda: not group_members(pgid), KILL_WAIT_S)
+        if group_members(pgid):
+            _signal_group(pgid, signal.SIGKILL)
+        gone = _wait_until(lambda: not group_members(pgid), KILL_WAIT_S)
+        return supervisor.stop_outside(*self._outside) and gone
 
 
 @contextmanager
@@ -220,13 +235,17 @@ def running_engine(
     log_path: Path,
     stop_grace_s: float,
     on_start: Callable[[int, int], None],
+    place: str = "",
+    name: str = "",
 ) -> Iterator[EngineProcess]:
     """An engine process, stopped at the end. `env` is added to our environment; output is appended to log_path.
 
-    on_start gets the pids of supervisor and engine before anything else. Raises EngineError when the program cannot be
-    executed, and at the end when something of the engine could not be stopped.
+    place and name: of the container or Slurm step that the program is a client of. on_start gets the pids of
+    supervisor and engine before anything else. Raises EngineError when the program cannot be executed, and at the end
+    when something of the engine could not be stopped.
     """
-    process = _spawn(argv, env=env, log_path=log_path, orphan_grace_s=min(ORPHAN_GRACE_S, stop_grace_s))
+    words = [str(min(ORPHAN_GRACE_S, stop_grace_s)), place or supervisor.LOCAL, name or supervisor.LOCAL, *argv]
+    process = EngineProcess(_spawn(words, env=env, log_path=log_path), log_path, place=place, name=name)
     try:
         process.wait_started()
         assert process.engine_pid is not None
@@ -239,17 +258,18 @@ def running_engine(
         raise EngineError(
             "the engine could not be stopped",
             where=str(log_path),
-            found=f"processes of group {process.engine_pid} are left: {group_members(process.engine_pid)}",
+            found=f"processes of group {process.engine_pid} are left: {group_members(process.engine_pid)}"
+            + (f"; {place} {name}" if place else ""),
             cure="stop them before anything else is measured on this machine",
         )
 
 
-def _spawn(argv: Sequence[str], *, env: Mapping[str, str], log_path: Path, orphan_grace_s: float) -> EngineProcess:
-    program = [sys.executable, "-I", "-S", supervisor.__file__, str(os.getpid()), str(orphan_grace_s), *argv]
+def _spawn(words: Sequence[str], *, env: Mapping[str, str], log_path: Path) -> subprocess.Popen[bytes]:
+    program = [sys.executable, "-I", "-S", supervisor.__file__, str(os.getpid()), *words]
     try:
         log_path.parent.mkdir(parents=True, exist_ok=True)
         with log_path.open("ab") as log:
-            child = subprocess.Popen(
+            return subprocess.Popen(
                 program,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -260,7 +280,6 @@ def _spawn(argv: Sequence[str], *, env: Mapping[str, str], log_path: Path, orpha
             )
     except (OSError, ValueError) as error:
         raise EngineError("the engine cannot be started", where=str(log_path), found=str(error)) from error
-    return EngineProcess(child, log_path)
 
 
 def log_tail(path: Path | None, num_lines: int = 20) -> str:

@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from perfsuite.engines.control import Endpoint, ask, body_head
@@ -28,13 +28,20 @@ def free_port() -> int:
         return port
 
 
-def probe_started(endpoint: Endpoint, path: str) -> str | None:
-    """None when a started engine is ready, else why not."""
-    try:
-        reply = ask(endpoint, path)
-    except EngineError as error:
-        return error.found or error.what
-    return None if reply.status == 200 else f"GET {path} answers {reply.status}"
+def probe_started(endpoint: Endpoint, paths: Sequence[str]) -> str | None:
+    """None when a started engine is ready, else why not. The next path is asked where a version lacks the first."""
+    answer = "no path to ask"
+    for path in paths:
+        try:
+            reply = ask(endpoint, path)
+        except EngineError as error:
+            return error.found or error.what
+        if reply.status == 200:
+            return None
+        answer = f"GET {path} answers {reply.status}"
+        if reply.status != 404:
+            break
+    return answer
 
 
 def probe_attached(endpoint: Endpoint, path: str) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from perfsuite.engines.control import Endpoint
+from perfsuite.engines.control import Endpoint, post
 from perfsuite.engines.process import EngineProcess, log_tail
 from perfsuite.records import ServerFacts
 from perfsuite.scenario.arm import Arm
@@ -14,22 +14,46 @@ from perfsuite.scenario.arm import Arm
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchCommand:
-    """What starts an engine: the whole argument list, and the environment variables added to ours."""
+    """What starts an engine.
+
+    argv   the whole argument list
+    env    environment variables added to ours
+    files  path → text of the files that the arguments name, to be written before
+    """
 
     argv: tuple[str, ...]
     env: dict[str, str]
+    files: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchOrder:
-    """What a launcher is told. `port` is text, so that a printed command may say "$PORT". `name`: the arm's."""
+    """What a launcher is told. Texts may be variables of a shell, such as "$PORT", in a command to be printed.
+
+    name        the arm's
+    host        what the server binds
+    version     of the engine that will start; None: unknown, which counts as the newest
+    folder      where files of the command are written
+    start_name  of the container or Slurm step, another one for each start
+    node        of Slurm, on which perfsuite runs
+    """
 
     arm: Arm
     name: str
     model: str
     seed: int
     port: str
+    host: str = "127.0.0.1"
+    version: str | None = None
+    folder: str = "."
+    start_name: str = ""
+    node: str = ""
     truth_log_path: Path | None = None
+
+    @property
+    def where(self) -> str:
+        """The arm's key in its scenario, for error texts."""
+        return f"arms.{self.name}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,16 +71,23 @@ class Description:
 class Engine:
     """One kind of serving engine: a row of ENGINES.
 
-    launch      its command line; pure. None: it is only attached to.
-    ready_path  GET of it answers 200 when the engine is ready, without side effects
-    describe    (endpoint, arm, model, log text) → Description. Raises EngineError.
-    stats       cumulative counters by our names
+    launch         its command line; pure. None: it is only attached to.
+    program        what its command line begins with, unless the arm says otherwise
+    distributions  the names it is installed under, as Python packages
+    ready_paths    GET of the first answers 200 when the engine is ready, without side effects; where a version lacks
+                   it (404), the next is asked
+    describe       (endpoint, arm, model, log text) → Description. Raises EngineError.
+    stats          cumulative counters by our names
+    reset_path     a POST of it empties the prefix cache; None: the engine has no such path
     """
 
     launch: Callable[[LaunchOrder], LaunchCommand] | None
-    ready_path: str
+    program: tuple[str, ...] = ()
+    distributions: tuple[str, ...] = ()
+    ready_paths: tuple[str, ...]
     describe: Callable[[Endpoint, Arm, str, str], Description]
     stats: Callable[[Endpoint], dict[str, float]]
+    reset_path: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,3 +130,7 @@ class Server:
     def stats(self) -> dict[str, float]:
         """Counters since the start and gauges, by our names (server_metrics.py); what is not told has no key."""
         return self.engine.stats(self.endpoint)
+
+    def reset_prefix_cache(self) -> bool:
+        """Empty the prefix cache. False where the engine has no way, does not offer it, or is busy."""
+        return self.engine.reset_path is not None and post(self.endpoint, self.engine.reset_path)

