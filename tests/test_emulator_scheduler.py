@@ -18,6 +18,7 @@ from perfsuite.emulator.realtime import Engine
 from perfsuite.emulator.scheduler import Generation, Scheduler, SchedulerLimits, Step
 from perfsuite.emulator.sse import Answer
 from perfsuite.emulator.stream import Stream
+from perfsuite.emulator.vllm import WORDING
 from perfsuite.emulator.words import block_hashes
 from perfsuite.errors import UsageError
 from perfsuite.library import find_gpu
@@ -243,7 +244,7 @@ class FakeLoop:
 
 def _engine_with_one_request(loop: FakeLoop, max_tokens: int) -> Engine:
     engine = Engine(deploy(_config(step_time_s=0.01, jitter=0.0, run_jitter=0.0)), loop, None)  # type: ignore[arg-type]
-    limits = ModelLimits(served_name="m", max_model_len=1000, vocab=1000, needs_ids=False, seed=0)
+    limits = ModelLimits(wording=WORDING, served_name="m", max_model_len=1000, vocab=1000, needs_ids=False, seed=0)
     body = b'{"prompt": [5, 6, 7], "max_tokens": %d, "ignore_eos": true, "stream": true}' % max_tokens
     request = parse_request("completions", body, limits)
     answer = Answer(api="completions", id="x", created=0, model="m", prompt_tokens=3, prompt_ids=None)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,9 @@ from perfsuite.emulator.config import EmulatorConfig, deploy
 from perfsuite.emulator.words import split_tokens
 from perfsuite.errors import UsageError
 from perfsuite.library import find_gpu
+from tests.emulators import MAX_LEN, MODEL, Client, emulator, events, request_bytes, wait_for
 
 CAPTURES = Path(__file__).parent / "data" / "captures" / "vllm-0.32.0-deepseek-v3"
-MODEL = "tiny-deepseek"
-MAX_LEN = 8192
 CHAT = {"messages": [{"role": "user", "content": "x"}]}
 
 
@@ -31,75 +29,9 @@ def _captured(name: str) -> tuple[bytes, bytes]:
     return head, body
 
 
-class Client:
-    """Plain sockets, so that every byte is seen."""
-
-    def __init__(self, port: int) -> None:
-        self.port = port
-
-    def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=10)
-
-    def exchange(self, method: str, path: str, body: bytes = b"", headers: str = "") -> tuple[bytes, bytes]:
-        """Status line and headers; body (chunked as it is). Read until the server closes."""
-        with closing(self.connect()) as sock:
-            sock.sendall(request_bytes(method, path, body, headers + "connection: close\r\n"))
-            received = b""
-            while data := sock.recv(65536):
-                received += data
-        head, _, rest = received.partition(b"\r\n\r\n")
-        return head, rest
-
-    def get(self, path: str) -> Any:
-        return json.loads(self.exchange("GET", path)[1])
-
-    def post(self, path: str, **fields: Any) -> tuple[bytes, bytes]:
-        return self.exchange("POST", path, json.dumps({"model": MODEL, **fields}).encode())
-
-
-def request_bytes(method: str, path: str, body: bytes, headers: str = "") -> bytes:
-    head = f"{method} {path} HTTP/1.1\r\nhost: test\r\ncontent-length: {len(body)}\r\n{headers}\r\n"
-    return head.encode() + body
-
-
-def _events(body: bytes) -> list[Any]:
-    found = re.findall(rb"data: (.*)\n\n\r\n", body)
-    return [json.loads(event) for event in found if event != b"[DONE]"]
-
-
-@contextmanager
-def _emulator(*more: str) -> Iterator[tuple[Client, subprocess.Popen[bytes]]]:
-    with closing(socket.create_server(("127.0.0.1", 0))) as probe:
-        port = probe.getsockname()[1]
-    arguments = ["--checkpoint", "deepseek-v3.2-nvfp4", "--served-name", MODEL, "--max-model-len", str(MAX_LEN)]
-    command = [sys.executable, "-m", "perfsuite.emulator", *arguments, "--port", str(port), *more]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    try:
-        client = Client(port)
-        _wait_for(lambda: _is_healthy(client))
-        yield client, process
-    finally:
-        process.kill()
-        process.communicate(timeout=10)
-
-
-def _is_healthy(client: Client) -> bool:
-    try:
-        return b" 200 " in client.exchange("GET", "/health")[0]
-    except OSError:
-        return False
-
-
-def _wait_for(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.01)
-
-
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
-    with _emulator("--step-time", "0.002", "--jitter", "0", "--run-jitter", "0") as (client, _):
+    with emulator("--step-time", "0.002", "--jitter", "0", "--run-jitter", "0") as (client, _):
         yield client
 
 
@@ -107,7 +39,7 @@ def test_a_streamed_completion_has_exactly_the_tokens_asked_for(client: Client) 
     options = {"stream": True, "ignore_eos": True, "stream_options": {"include_usage": True}}
     head, body = client.post("/v1/completions", prompt=[5, 6, 7], max_tokens=9, **options)
     assert head.startswith(b"HTTP/1.1 200 OK") and b"x-perfsuite-emulated: 1" in head
-    *chunks, usage = _events(body)
+    *chunks, usage = events(body)
     assert len(chunks) == 9 and [c["choices"][0]["finish_reason"] for c in chunks] == [None] * 8 + ["length"]
     assert usage["usage"] == {"prompt_tokens": 3, "total_tokens": 12, "completion_tokens": 9}
     assert usage["system_fingerprint"] == "perfsuite-emulated"
@@ -118,7 +50,7 @@ def test_a_chat_begins_with_the_role_and_counts_words_and_the_template(client: C
     messages = [{"role": "user", "content": "Say something about benchmarks."}]
     options = {"stream": True, "ignore_eos": True, "stream_options": {"include_usage": True}}
     _, body = client.post("/v1/chat/completions", messages=messages, max_tokens=4, **options)
-    role, *chunks, usage = _events(body)
+    role, *chunks, usage = events(body)
     assert role["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     assert len(chunks) == 4 and usage["usage"]["prompt_tokens"] == 5 + 3
 
@@ -149,7 +81,7 @@ def test_token_ids_come_back_when_asked_for(client: Client) -> None:
     _, body = client.post(
         "/v1/completions", prompt=[5, 6], max_tokens=3, stream=True, return_token_ids=True, ignore_eos=True
     )
-    choices = [event["choices"][0] for event in _events(body)]
+    choices = [event["choices"][0] for event in events(body)]
     assert choices[0]["prompt_token_ids"] == [5, 6] and choices[1]["prompt_token_ids"] is None
     assert all(len(choice["token_ids"]) == 1 for choice in choices)
 
@@ -270,7 +202,7 @@ def test_a_client_that_goes_away_frees_its_place(client: Client) -> None:
         sock.sendall(request_bytes("POST", "/v1/completions", asked))
         sock.recv(1000)
         assert client.get("/emulator/stats")["num_running"] == 1
-    _wait_for(lambda: client.get("/emulator/stats")["num_running"] == 0)
+    wait_for(lambda: client.get("/emulator/stats")["num_running"] == 0)
     page = client.exchange("GET", "/metrics")[1].decode()
     assert re.search(r'request_success_total\{finished_reason="abort",[^}]*\} [1-9]', page)
 
@@ -281,7 +213,7 @@ def test_power_rises_while_steps_run_and_the_energy_counter_never_falls(client: 
     with closing(client.connect()) as sock:
         fields = {"model": MODEL, "prompt": [5] * 10, "max_tokens": 2000, "stream": True, "ignore_eos": True}
         sock.sendall(request_bytes("POST", "/v1/completions", json.dumps(fields).encode()))
-        _wait_for(lambda: client.get("/emulator/gpus")[0]["utilization_ratio"] > 0.5)
+        wait_for(lambda: client.get("/emulator/gpus")[0]["utilization_ratio"] > 0.5)
         during = client.get("/emulator/gpus")[0]
     assert during["power_w"] > 1.5 * idle_w and during["energy_j"] > before["energy_j"]
     assert during["memory_used_bytes"] <= during["memory_total_bytes"]
@@ -289,7 +221,7 @@ def test_power_rises_while_steps_run_and_the_energy_counter_never_falls(client: 
 
 def test_the_truth_log_agrees_with_what_a_client_received(tmp_path: Path) -> None:
     log = tmp_path / "truth.jsonl"
-    with _emulator("--step-time", "0.005", "--truth-log", str(log)) as (client, process):
+    with emulator("--step-time", "0.005", "--truth-log", str(log)) as (client, process):
         options = {"ignore_eos": True, "max_tokens": 12}
         asked = json.dumps({"model": MODEL, "prompt": [5] * 40, "stream": True, **options}).encode()
         before_ns = time.monotonic_ns()
@@ -302,8 +234,8 @@ def test_the_truth_log_agrees_with_what_a_client_received(tmp_path: Path) -> Non
         assert process.stdout is not None and process.stdout.read() == b""
     lines = {line["id"]: line for line in map(json.loads, log.read_text().splitlines())}
     first, second = lines["mine-1"], lines["mine-2"]
-    assert _events(body)[0]["id"] == "cmpl-mine-1"
-    assert len(first["chunk_ns"]) == len(first["chunk_tokens"]) == first["n_out"] == len(_events(body)) == 12
+    assert events(body)[0]["id"] == "cmpl-mine-1"
+    assert len(first["chunk_ns"]) == len(first["chunk_tokens"]) == first["n_out"] == len(events(body)) == 12
     assert before_ns < first["t_arrival_ns"] < first["chunk_ns"][0] < first["t_done_ns"] < after_ns
     assert first["chunk_ns"] == sorted(first["chunk_ns"]) and first["finish_reason"] == "length"
     assert second["chunk_tokens"] == [12] and second["stream"] is False and second["emulated"] is True
@@ -312,7 +244,7 @@ def test_the_truth_log_agrees_with_what_a_client_received(tmp_path: Path) -> Non
 
 def test_terminate_ends_it_with_requests_in_flight_and_logs_them(tmp_path: Path) -> None:
     log = tmp_path / "truth.jsonl"
-    with _emulator("--truth-log", str(log)) as (client, process), closing(client.connect()) as sock:
+    with emulator("--truth-log", str(log)) as (client, process), closing(client.connect()) as sock:
         fields = {"model": MODEL, "prompt": [5] * 10, "max_tokens": 5000, "stream": True, "ignore_eos": True}
         sock.sendall(request_bytes("POST", "/v1/completions", json.dumps(fields).encode()))
         sock.recv(10)
@@ -323,7 +255,7 @@ def test_terminate_ends_it_with_requests_in_flight_and_logs_them(tmp_path: Path)
 
 
 def test_a_prefix_cache_is_counted_over_http(tmp_path: Path) -> None:
-    with _emulator("--prefix-cache", "--step-time", "0.002") as (client, _):
+    with emulator("--prefix-cache", "--step-time", "0.002") as (client, _):
         for _ in range(2):
             client.post("/v1/completions", prompt=list(range(5, 105)), max_tokens=2)
         assert client.get("/emulator/stats")["prefix_cache_hit_tokens"] == 96
@@ -335,7 +267,7 @@ def test_a_prefix_cache_is_counted_over_http(tmp_path: Path) -> None:
         (["--checkpoint", "deepseek-v9"], 2, "did you mean"),
         (["--checkpoint", "deepseek-r1-fp8", "--gpus", "2", "--tensor", "2"], 2, "leaves no room"),
         (["--checkpoint", "deepseek-r1-fp8", "--host", "192.0.2.1"], 5, "cannot listen"),
-        (["--checkpoint", "deepseek-r1-fp8", "--truth-log", "/nonexistent/x", "--port", "0"], 6, "truth log"),
+        (["--checkpoint", "deepseek-r1-fp8", "--truth-log", "/dev/null/x", "--port", "0"], 6, "truth log"),
     ],
 )
 def test_a_start_that_cannot_be_ends_with_the_cure_and_its_exit_code(

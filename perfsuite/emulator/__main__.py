@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from perfsuite.emulator.config import EmulatorConfig
+from perfsuite.emulator.config import DIALECTS, EmulatorConfig
 from perfsuite.emulator.server import serve
 from perfsuite.errors import PerfsuiteError
 
@@ -44,6 +44,12 @@ def _add_behaviour(parser: argparse.ArgumentParser) -> None:
     add("--jitter", type=float, default=0.02, help="standard deviation of step time / step time")
     add("--run-jitter", type=float, default=0.005, help="the same, drawn once for each start")
     add("--step-time", dest="step_time_s", type=float, default=None, help="seconds of every step; no roofline")
+    add("--dialect", choices=DIALECTS, default="vllm", help="whose API and metrics it speaks")
+    add("--stream-interval", type=int, default=1, help="tokens in a chunk, after the first")
+    add("--draft-tokens", type=int, default=0, help="speculative tokens proposed for each decode")
+    add("--draft-accept-ratio", type=float, default=0.7)
+    add("--max-queued", type=int, default=0, help="refuse requests beyond so many in the queue; 0: no limit")
+    add("--profile-dir", type=Path, default=None, help="start_profile writes a trace of the model there")
     add("--truth-log", type=Path, default=None, help="JSON lines: when each chunk was sent")
     add("--host", default="127.0.0.1")
     add("--port", type=int, default=8000)

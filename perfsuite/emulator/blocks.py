@@ -55,6 +55,11 @@ class BlockPool:
                 del self._users[block_hash]
                 self._unused[block_hash] = None
 
+    def forget(self) -> None:
+        """Drop the content of all cached blocks that no sequence uses."""
+        self._free += len(self._unused)
+        self._unused.clear()
+
     def num_cached(self, hashes: Sequence[int]) -> int:
         """Leading blocks of `hashes` that are in the cache."""
         for count, block_hash in enumerate(hashes):

@@ -18,6 +18,7 @@ from perfsuite.errors import UsageError
 from perfsuite.library import Checkpoint, Gpu, find_checkpoint, find_gpu
 
 KV_DTYPES = ("auto", "bf16", "fp8")
+DIALECTS = ("vllm", "sglang", "trtllm")
 RESERVED_BYTES_PER_GPU = 8e9
 """Activations, graphs and communication buffers of one GPU. Assumed."""
 
@@ -34,6 +35,12 @@ class EmulatorConfig:
     step_time_s            every step takes this long (times the jitters); None: roofline
     seed                   of the jitters, answer words and lengths
     truth_log              JSON lines: when each chunk was sent; None: not written
+    profile_dir            folder of the profiler's traces; None: where the request says, else none is written
+    dialect                whose API and metrics it speaks: one of DIALECTS
+    stream_interval        tokens in a chunk: the first token is sent at once, then every so many together
+    draft_tokens           speculative tokens proposed for each decode, 0 = none; the draft's own time is not modelled
+    draft_accept_ratio     probability that a proposed token is accepted when all before it were
+    max_queued             requests in the queue beyond which the API refuses with 503; 0 = no limit
     """
 
     checkpoint: str
@@ -56,6 +63,12 @@ class EmulatorConfig:
     run_jitter: float = 0.005
     step_time_s: float | None = None
     truth_log: Path | None = None
+    profile_dir: Path | None = None
+    dialect: str = "vllm"
+    stream_interval: int = 1
+    draft_tokens: int = 0
+    draft_accept_ratio: float = 0.7
+    max_queued: int = 0
     host: str = "127.0.0.1"
     port: int = 8000
     efficiency: Efficiency = field(default_factory=Efficiency)
@@ -91,6 +104,9 @@ class Deployment:
             kv_capacity_tokens=self.kv_capacity_tokens,
             chunked_prefill=self.config.chunked_prefill,
             prefix_cache=self.config.prefix_cache,
+            draft_tokens=self.config.draft_tokens,
+            draft_accept_ratio=self.config.draft_accept_ratio,
+            seed=self.config.seed,
         )
 
 
@@ -138,7 +154,12 @@ def _check(config: EmulatorConfig) -> None:
             found=f"tensor {config.tensor} × data {config.data} for {config.gpus} GPUs",
             cure="set tensor × data = gpus; pipeline parallelism is not modelled",
         )
-    for name in ("max_num_seqs", "max_num_batched_tokens", "max_model_len"):
+    if config.dialect not in DIALECTS:
+        raise UsageError("unknown dialect", found=config.dialect, cure=f"one of {', '.join(DIALECTS)}")
+    if config.draft_tokens < 0 or not 0 <= config.draft_accept_ratio <= 1:
+        found = f"{config.draft_tokens} draft tokens, accepted {config.draft_accept_ratio}"
+        raise UsageError("draft tokens must be 0 or more, and their acceptance 0 to 1", found=found)
+    for name in ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "stream_interval"):
         if getattr(config, name) < 1:
             raise UsageError(f"{name} must be at least 1", found=str(getattr(config, name)))
     if not config.chunked_prefill and config.max_num_batched_tokens < config.max_model_len:

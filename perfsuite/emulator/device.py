@@ -70,20 +70,29 @@ class PowerMeter:
     """Energy of one GPU: integrated exactly, exposed as a counter that refreshes every COUNTER_PERIOD_S.
 
     `advance(t)` books the time since the last call at the present power; `set_power` changes it from then on.
+    jitter_ratio: refresh k comes at (k + u_k) × period, u_k seeded and uniform in ± jitter_ratio (below 0.5).
+    reset_s: at the first refresh after it the exposed counter starts again at 0.
     """
 
-    def __init__(self, gpu: Gpu, start_s: float) -> None:
+    def __init__(
+        self, gpu: Gpu, start_s: float, *, jitter_ratio: float = 0.0, reset_s: float = math.inf, seed: int = 0
+    ) -> None:
         self._gpu = gpu
+        self._jitter_ratio = jitter_ratio
+        self._reset_s = reset_s
+        self._seed = seed
         self._last_s = start_s
         self._power_w = gpu.power_idle_w
         self._is_busy = False
         self._refreshed_s = start_s
-        self._tick = _tick(start_s)
+        self._tick = self._tick_of(start_s)
         self.energy_true_j = 0.0
         self.busy_s = 0.0
         self.counter_j = 0.0
         self.average_power_w = gpu.power_idle_w
         self.utilization_ratio = 0.0
+        self._refreshed_j = 0.0
+        self._reset_j = 0.0
         self._counter_busy_s = 0.0
 
     def set_power(self, t_s: float, power_w: float | None) -> None:
@@ -94,13 +103,27 @@ class PowerMeter:
 
     def advance(self, t_s: float) -> None:
         """Integrate up to `t_s`; an earlier time than the last is ignored."""
-        tick = _tick(t_s)
+        tick = self._tick_of(t_s)
         if tick > self._tick:
             if tick - 1 > self._tick:
-                self._refresh((tick - 1) * COUNTER_PERIOD_S)
-            self._refresh(tick * COUNTER_PERIOD_S)
+                self._refresh(self._refresh_s(tick - 1))
+            self._refresh(self._refresh_s(tick))
             self._tick = tick
         self._integrate(t_s)
+
+    def _refresh_s(self, tick: int) -> float:
+        """When the counter refreshes for the `tick`-th time."""
+        if not self._jitter_ratio:
+            return tick * COUNTER_PERIOD_S
+        shift = self._jitter_ratio * random.Random(f"perfsuite refresh {self._seed} {tick}").uniform(-1.0, 1.0)
+        return (tick + shift) * COUNTER_PERIOD_S
+
+    def _tick_of(self, t_s: float) -> int:
+        """The last refresh at or before t_s."""
+        tick = math.floor(t_s / COUNTER_PERIOD_S)
+        if not self._jitter_ratio:
+            return tick
+        return next(k for k in (tick + 1, tick, tick - 1) if self._refresh_s(k) <= t_s)
 
     def _integrate(self, t_s: float) -> None:
         span = t_s - self._last_s
@@ -113,9 +136,12 @@ class PowerMeter:
         """Bring the exposed values up to `tick_s`; power and utilization are means since the refresh before."""
         self._integrate(tick_s)
         span = max(tick_s - self._refreshed_s, 1e-6)
-        self.average_power_w = (self.energy_true_j - self.counter_j) / span
+        self.average_power_w = (self.energy_true_j - self._refreshed_j) / span
         self.utilization_ratio = min(1.0, (self.busy_s - self._counter_busy_s) / span)
-        self.counter_j = self.energy_true_j
+        if tick_s >= self._reset_s:
+            self._reset_j, self._reset_s = self.energy_true_j, math.inf
+        self._refreshed_j = self.energy_true_j
+        self.counter_j = self.energy_true_j - self._reset_j
         self._counter_busy_s = self.busy_s
         self._refreshed_s = tick_s
 
@@ -128,7 +154,3 @@ class PowerMeter:
     def sm_clock_mhz(self) -> float:
         """The boost clock while a step runs, else the idle clock."""
         return self._gpu.sm_clock_mhz if self._is_busy else self._gpu.sm_clock_idle_mhz
-
-
-def _tick(t_s: float) -> int:
-    return math.floor(t_s / COUNTER_PERIOD_S)

@@ -48,6 +48,20 @@ def models(deployment: Deployment) -> dict[str, Any]:
     return {"object": "list", "data": [model], "emulated": True}
 
 
+def short_models(deployment: Deployment, *, owned_by: str) -> dict[str, Any]:
+    """/v1/models as SGLang and TensorRT-LLM tell it."""
+    model = {
+        "id": deployment.served_name,
+        "object": "model",
+        "created": _START_S,
+        "owned_by": owned_by,
+        "root": deployment.served_name,
+        "parent": None,
+        "max_model_len": deployment.config.max_model_len,
+    }
+    return {"object": "list", "data": [model], "emulated": True}
+
+
 def config(deployment: Deployment) -> dict[str, Any]:
     """/emulator/config: the resolved settings, sizes in bytes over the deployment, assumptions and sources."""
     settings, checkpoint = deployment.config, deployment.checkpoint
@@ -56,6 +70,8 @@ def config(deployment: Deployment) -> dict[str, Any]:
     return {
         "emulated": True,
         "engine": "perfsuite-emulator",
+        "version": __version__,
+        "dialect": settings.dialect,
         "checkpoint": checkpoint.id,
         "model": checkpoint.model,
         "served_model": deployment.served_name,
@@ -82,6 +98,10 @@ def config(deployment: Deployment) -> dict[str, Any]:
         "jitter_ratio": settings.jitter,
         "run_jitter_ratio": settings.run_jitter,
         "step_time_s": settings.step_time_s,
+        "stream_interval": settings.stream_interval,
+        "draft_tokens": settings.draft_tokens,
+        "draft_accept_ratio": settings.draft_accept_ratio if settings.draft_tokens else None,
+        "max_queued": settings.max_queued,
         "efficiency": asdict(settings.efficiency),
         "note": checkpoint.note,
         "sources": sorted({figure.source for figure in figures.values()}),
@@ -120,6 +140,7 @@ def gpus(engine: Engine) -> list[dict[str, Any]]:
     meter.advance(time.monotonic())
     reading = {
         "power_w": meter.average_power_w,
+        "power_limit_w": deployment.gpu.power_limit_w,
         "energy_j": meter.counter_j,
         "memory_used_bytes": deployment.memory_used_bytes,
         "memory_total_bytes": deployment.gpu.memory_usable_bytes,
@@ -135,7 +156,7 @@ def stats(engine: Engine) -> dict[str, Any]:
     """/emulator/stats: sums since the start; `energy_true_j` over all GPUs, not rounded to the counter's refresh."""
     now_ns = time.monotonic_ns()
     engine.meter.advance(now_ns * 1e-9)
-    scheduler = engine.scheduler
+    scheduler, metrics = engine.scheduler, engine.metrics
     return {
         "emulated": True,
         "t_ns": now_ns,
@@ -144,7 +165,17 @@ def stats(engine: Engine) -> dict[str, Any]:
         "slip_s": engine.slip_s,
         "late_s": engine.late_s,
         "num_preemptions": scheduler.num_preemptions,
+        "prefix_cache_query_tokens": scheduler.num_queried_tokens,
         "prefix_cache_hit_tokens": scheduler.num_cached_tokens,
+        "prompt_tokens": metrics.prompt_tokens,
+        "generation_tokens": metrics.generation_tokens,
+        "num_spec_drafts": scheduler.num_drafts,
+        "spec_draft_tokens": scheduler.num_draft_tokens,
+        "spec_accepted_tokens": scheduler.num_accepted_tokens,
+        "server_ttft_sum_s": metrics.ttft.total,
+        "num_server_ttft": sum(metrics.ttft.counts),
+        "server_queue_sum_s": metrics.queue.total,
+        "num_server_queue": sum(metrics.queue.counts),
         "kv_usage_max_ratio": scheduler.kv_usage_max_ratio,
         "num_running": len(scheduler.running),
         "num_waiting": len(scheduler.waiting),

@@ -11,7 +11,15 @@ from dataclasses import dataclass, field
 import httptools
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
-_REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 413: "Content Too Large"}
+_REASONS = {
+    200: "OK",
+    400: "Bad Request",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    409: "Conflict",
+    413: "Content Too Large",
+    503: "Service Unavailable",
+}
 
 
 @dataclass(slots=True, kw_only=True)

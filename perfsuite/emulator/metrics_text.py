@@ -1,14 +1,13 @@
-"""The /metrics page in vLLM's names: counters and histograms of the emulated engine as Prometheus text. No I/O."""
+"""Counters and histograms of the emulated engine, and Prometheus text of them. No I/O."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from perfsuite.emulator.scheduler import Scheduler
     from perfsuite.emulator.stream import Stream
 
 _TTFT_S = (
@@ -43,7 +42,7 @@ class Histogram:
 
 
 class EngineMetrics:
-    """What happened since the start: counters, and a histogram for each of vLLM's latency and size metrics."""
+    """What happened since the start: counters, and a histogram for each latency and size that a server tells of."""
 
     def __init__(self) -> None:
         self.prompt_tokens = 0
@@ -96,77 +95,47 @@ class EngineMetrics:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Series:
+class Series:
+    """One metric of a page. values: by labels of its own, such as 'finished_reason="stop",', which come first."""
+
     name: str
     kind: str
     help: str
-    values: Mapping[str, float]  # by further labels, such as 'finished_reason="stop",'
+    values: Mapping[str, float]
 
 
-def metrics_page(metrics: EngineMetrics, scheduler: Scheduler, model_name: str) -> bytes:
-    """The page. Labels: engine="0", model_name, and emulated="1" on an information gauge of its own."""
-    label = f'engine="0",model_name="{_escape(model_name)}"'
+def page_of(series: Iterable[Series], histograms: Iterable[tuple[str, Histogram]], labels: str) -> bytes:
+    """A Prometheus page. It says of itself that it is emulated, in a gauge of its own."""
     lines = ["# HELP perfsuite_emulated The numbers of this page come from a model of the hardware."]
     lines += ["# TYPE perfsuite_emulated gauge", "perfsuite_emulated 1.0"]
-    for series in (*_gauges(scheduler), *_counters(metrics, scheduler)):
-        lines += [f"# HELP {series.name} {series.help}", f"# TYPE {series.name} {series.kind}"]
-        lines += [f"{series.name}{{{extra}{label}}} {float(value)}" for extra, value in series.values.items()]
-    for name, histogram in _histograms(metrics):
-        lines += _histogram_lines(name, histogram, label)
+    for one in series:
+        lines += [f"# HELP {one.name} {one.help}", f"# TYPE {one.name} {one.kind}"]
+        lines += [f"{one.name}{{{extra}{labels}}} {float(value)}" for extra, value in one.values.items()]
+    for name, histogram in histograms:
+        lines += _histogram_lines(name, histogram, labels)
     return ("\n".join(lines) + "\n").encode()
 
 
-def _gauges(scheduler: Scheduler) -> Iterator[_Series]:
-    gauges = {
-        "num_requests_running": ("Number of requests in model execution batches.", len(scheduler.running)),
-        "num_requests_waiting": ("Number of requests waiting to be processed.", len(scheduler.waiting)),
-        "kv_cache_usage_perc": ("KV-cache usage. 1 means 100 percent usage.", scheduler.kv_usage_ratio),
-    }
-    for name, (text, value) in gauges.items():
-        yield _Series(name=f"vllm:{name}", kind="gauge", help=text, values={"": value})
+def gauge(name: str, text: str, value: float, extra: str = "") -> Series:
+    """A gauge with one sample."""
+    return Series(name=name, kind="gauge", help=text, values={extra: value})
 
 
-def _counters(metrics: EngineMetrics, scheduler: Scheduler) -> Iterator[_Series]:
-    counters = {
-        "prompt_tokens": ("Number of prefill tokens processed.", metrics.prompt_tokens),
-        "generation_tokens": ("Number of generation tokens processed.", metrics.generation_tokens),
-        "prompt_tokens_cached": ("Number of cached prompt tokens.", scheduler.num_cached_tokens),
-        "prefix_cache_queries": ("Prefix cache queries, in tokens.", scheduler.num_queried_tokens),
-        "prefix_cache_hits": ("Prefix cache hits, in tokens.", scheduler.num_cached_tokens),
-        "num_preemptions": ("Cumulative number of preemptions.", scheduler.num_preemptions),
-    }
-    for name, (text, value) in counters.items():
-        yield _Series(name=f"vllm:{name}_total", kind="counter", help=text, values={"": value})
-    by_reason = {f'finished_reason="{reason}",': float(count) for reason, count in metrics.finished.items()}
-    text = "Count of successfully processed requests."
-    yield _Series(name="vllm:request_success_total", kind="counter", help=text, values=by_reason)
+def counter(name: str, text: str, value: float, extra: str = "") -> Series:
+    """A counter with one sample; name: with its ending _total."""
+    return Series(name=name, kind="counter", help=text, values={extra: value})
 
 
-def _histograms(metrics: EngineMetrics) -> Iterator[tuple[str, Histogram]]:
-    yield "vllm:iteration_tokens_total", metrics.step_tokens
-    yield "vllm:time_to_first_token_seconds", metrics.ttft
-    yield "vllm:inter_token_latency_seconds", metrics.inter_token
-    yield "vllm:request_time_per_output_token_seconds", metrics.per_output_token
-    yield "vllm:e2e_request_latency_seconds", metrics.e2e
-    yield "vllm:request_queue_time_seconds", metrics.queue
-    yield "vllm:request_inference_time_seconds", metrics.inference
-    yield "vllm:request_prefill_time_seconds", metrics.prefill
-    yield "vllm:request_decode_time_seconds", metrics.decode
-    yield "vllm:request_prompt_tokens", metrics.request_prompt_tokens
-    yield "vllm:request_generation_tokens", metrics.request_generation_tokens
-    yield "vllm:request_params_max_tokens", metrics.request_max_tokens
-
-
-def _histogram_lines(name: str, histogram: Histogram, label: str) -> list[str]:
+def _histogram_lines(name: str, histogram: Histogram, labels: str) -> list[str]:
     lines = [f"# HELP {name} As named.", f"# TYPE {name} histogram"]
-    engine, model = label.split(",", 1)
     count = 0
     for bound, size in zip((*histogram.bounds, float("inf")), histogram.counts, strict=True):
         count += size
         edge = "+Inf" if bound == float("inf") else str(bound)
-        lines.append(f'{name}_bucket{{{engine},le="{edge}",{model}}} {float(count)}')
-    return [*lines, f"{name}_count{{{label}}} {float(count)}", f"{name}_sum{{{label}}} {histogram.total}"]
+        lines.append(f'{name}_bucket{{le="{edge}",{labels}}} {float(count)}')
+    return [*lines, f"{name}_count{{{labels}}} {float(count)}", f"{name}_sum{{{labels}}} {histogram.total}"]
 
 
-def _escape(value: str) -> str:
+def escaped(value: str) -> str:
+    """A label's value."""
     return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

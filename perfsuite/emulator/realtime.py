@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
+from dataclasses import dataclass
 
 from perfsuite.emulator.config import Deployment
 from perfsuite.emulator.device import PowerMeter, StepTimer
 from perfsuite.emulator.metrics_text import EngineMetrics
+from perfsuite.emulator.profile_trace import ProfileWindow
 from perfsuite.emulator.scheduler import Scheduler, Step
 from perfsuite.emulator.stream import Stream
 from perfsuite.emulator.truth_log import TruthLog
@@ -16,12 +19,32 @@ CATCH_UP_S = 0.05
 """A step that ends later than this after its time is not caught up: the lateness is booked as slip."""
 
 
+MAX_ITERATIONS = 1000
+"""Iterations that are kept for a reader: the newest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Iteration:
+    """One finished step, and the state after it. Cached and queried tokens: since the start."""
+
+    number: int
+    latency_s: float
+    num_active: int
+    num_queued: int
+    num_used_blocks: int
+    num_cached_tokens: int
+    num_queried_tokens: int
+
+
 class Engine:
     """Scheduler, step times, GPUs and streams of one deployment, on the running event loop.
 
     num_steps, modelled_s  finished steps and their modelled time
     slip_s                 lateness that was not caught up: this machine could not keep pace with the model
     late_s                 sum of how late steps ended, caught up or not
+    iterations             of TensorRT-LLM's dialect: the steps that nobody has read yet; None in the others
+    is_profiling           between start_profile and stop_profile
+    profile                the steps noted in between, where a folder for the trace is known; see profile_trace
     """
 
     def __init__(self, deployment: Deployment, loop: asyncio.AbstractEventLoop, truth_log: TruthLog | None) -> None:
@@ -33,6 +56,10 @@ class Engine:
         self.modelled_s = 0.0
         self.slip_s = 0.0
         self.late_s = 0.0
+        self.is_profiling = False
+        self.profile: ProfileWindow | None = None
+        keeps = deployment.config.dialect == "trtllm"
+        self.iterations: deque[Iteration] | None = deque(maxlen=MAX_ITERATIONS) if keeps else None
         self._timer = StepTimer(deployment)
         self._loop = loop
         self._truth_log = truth_log
@@ -91,6 +118,8 @@ class Engine:
             self.slip_s += late_s
             next_start_s += late_s
             self.meter.set_power(self._step_end_s, None)
+        if self.profile is not None:
+            self.profile.add(self._step_end_s - self._step_duration_s, self._step_duration_s, step.batch)
         self._send(step)
         self._start_step(next_start_s)
 
@@ -98,7 +127,8 @@ class Engine:
         """Complete the step and send its tokens, one write for each chunk."""
         streams = self._streams
         produced = self.scheduler.complete(step)
-        self.metrics.observe_step(step.num_tokens, len(produced))
+        self.metrics.observe_step(step.num_tokens, sum(generation.num_new for generation in produced))
+        self._note_iteration()
         observe_gap = self.metrics.inter_token.observe
         now_ns = time.monotonic_ns()
         for generation in produced:
@@ -111,6 +141,22 @@ class Engine:
             if generation.is_finished:
                 del streams[generation]
                 self._book_end(stream)
+
+    def _note_iteration(self) -> None:
+        """Keep what TensorRT-LLM tells of an iteration, until somebody reads it."""
+        if self.iterations is not None:
+            scheduler = self.scheduler
+            self.iterations.append(
+                Iteration(
+                    number=self.num_steps,
+                    latency_s=self._step_duration_s,
+                    num_active=len(scheduler.running),
+                    num_queued=len(scheduler.waiting),
+                    num_used_blocks=scheduler.pool.num_used,
+                    num_cached_tokens=scheduler.num_cached_tokens,
+                    num_queried_tokens=scheduler.num_queried_tokens,
+                )
+            )
 
     def _book_end(self, stream: Stream) -> None:
         self.metrics.observe_request(stream)

@@ -5,12 +5,16 @@ a chunk for an unfinished prompt. When blocks run out the youngest running seque
 goes to the head of the queue and will be computed again, generated tokens included. Then waiting sequences are admitted
 first come, first served, while sequences, tokens and blocks allow. Without chunked prefill a step is either whole
 prompts or decodes.
+
+With a draft, each decode of a sequence verifies `draft_tokens` proposed tokens: it yields one token and as many of the
+proposed ones as are accepted, each with the same probability and only after all before it.
 """
 
 from __future__ import annotations
 
+import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from perfsuite.analysis.step_time import Batch, PrefillChunk
@@ -19,13 +23,18 @@ from perfsuite.emulator.blocks import BLOCK_TOKENS, BlockPool, num_blocks_for
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerLimits:
-    """Limits of the whole deployment. `kv_capacity_tokens` is rounded down to whole blocks."""
+    """Limits of the whole deployment. `kv_capacity_tokens` is rounded down to whole blocks. draft_tokens: proposed for
+    each decode, 0 = no speculation; each is accepted with probability draft_accept_ratio, drawn from `seed`.
+    """
 
     max_num_seqs: int
     max_num_batched_tokens: int
     kv_capacity_tokens: int
     chunked_prefill: bool = True
     prefix_cache: bool = False
+    draft_tokens: int = 0
+    draft_accept_ratio: float = 0.7
+    seed: int = 0
 
 
 class Generation:
@@ -36,6 +45,7 @@ class Generation:
     num_generated                 tokens produced so far
     num_computed                  tokens whose cache entries exist
     num_cached                    prompt tokens found in the prefix cache at the first admission
+    num_new, num_iterations       tokens that the last step yielded; steps that yielded some
     """
 
     __slots__ = (
@@ -43,6 +53,8 @@ class Generation:
         "num_cached",
         "num_computed",
         "num_generated",
+        "num_iterations",
+        "num_new",
         "num_preemptions",
         "output_tokens",
         "private_blocks",
@@ -58,6 +70,7 @@ class Generation:
         self.num_computed = 0
         self.num_cached = 0
         self.num_preemptions = 0
+        self.num_new = self.num_iterations = 0
         self.private_blocks = 0
         self.shared_blocks: list[int] = []
 
@@ -97,6 +110,8 @@ class Scheduler:
         self.num_cached_tokens = 0
         self.num_queried_tokens = 0
         self.kv_usage_max_ratio = 0.0
+        self.num_drafts = self.num_draft_tokens = self.num_accepted_tokens = 0
+        self._random = random.Random(f"perfsuite draft {limits.seed}")
 
     def add(self, generation: Generation) -> None:
         """Queue a request. Raises ValueError if it could never run within the limits."""
@@ -134,10 +149,10 @@ class Scheduler:
             if not chosen:
                 self._continue_running(chosen)
         self.kv_usage_max_ratio = max(self.kv_usage_max_ratio, self.kv_usage_ratio)
-        return _step(chosen) if chosen else None
+        return _step(chosen, self._num_drafted) if chosen else None
 
     def complete(self, step: Step) -> list[Generation]:
-        """Book the step as computed; the sequences that produced a token, in order; finished ones are released."""
+        """Book the step as computed; the sequences that produced tokens, in order; finished ones are released."""
         produced = []
         for generation, count in step.scheduled:
             if generation.private_blocks + len(generation.shared_blocks) == 0:
@@ -147,10 +162,31 @@ class Scheduler:
                 self._publish(generation)
             if generation.num_computed < generation.num_tokens:
                 continue
-            generation.num_generated += 1
+            self._produce(generation)
             produced.append(generation)
         self._drop_finished(produced)
         return produced
+
+    def _produce(self, generation: Generation) -> None:
+        """One more token, and the proposed ones that are accepted, whose cache entries exist already."""
+        accepted = 0
+        drafted = self._num_drafted(generation)
+        if drafted:
+            while accepted < drafted and self._random.random() < self.limits.draft_accept_ratio:
+                accepted += 1
+            self.num_drafts += 1
+            self.num_draft_tokens += drafted
+            self.num_accepted_tokens += accepted
+        generation.num_new = 1 + accepted
+        generation.num_iterations += 1
+        generation.num_generated += generation.num_new
+        generation.num_computed += accepted
+
+    def _num_drafted(self, generation: Generation) -> int:
+        """Tokens proposed in a decode: none for the first token, and none beyond the last."""
+        if generation.num_generated == 0:
+            return 0
+        return max(0, min(self.limits.draft_tokens, generation.output_tokens - generation.num_generated - 1))
 
     def _drop_finished(self, produced: Sequence[Generation]) -> None:
         finished = [generation for generation in produced if generation.is_finished]
@@ -167,7 +203,7 @@ class Scheduler:
         while index < len(self.running) and budget > 0:
             generation = self.running[index]
             count = min(generation.num_tokens - generation.num_computed, budget)
-            while not self._reserve(generation, count):
+            while not self._reserve(generation, count + self._num_drafted(generation)):
                 preempted = True
                 if self._preempt_youngest() is generation:
                     return True
@@ -251,12 +287,16 @@ class Scheduler:
         generation.num_computed = 0
 
 
-def _step(chosen: dict[Generation, int]) -> Step:
+def _step(chosen: dict[Generation, int], num_drafted: Callable[[Generation], int]) -> Step:
     prefill = []
     decodes = []
     for generation, count in chosen.items():
         if count == 1 and generation.num_generated > 0 and generation.num_computed == generation.num_tokens - 1:
-            decodes.append(generation.num_computed)
+            drafted = num_drafted(generation)
+            if drafted:  # the proposed tokens pass through the model with the last one
+                prefill.append(PrefillChunk(num_tokens=1 + drafted, context=generation.num_computed))
+            else:
+                decodes.append(generation.num_computed)
         else:
             prefill.append(PrefillChunk(num_tokens=count, context=generation.num_computed))
     return Step(scheduled=tuple(chosen.items()), batch=Batch(prefill=prefill, decode_contexts=decodes))

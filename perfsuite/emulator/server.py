@@ -13,18 +13,27 @@ from collections.abc import Callable
 import orjson
 
 from perfsuite.emulator import facts
-from perfsuite.emulator.api import ApiError, GenerationRequest, ModelLimits, parse_request, parse_tokenize
+from perfsuite.emulator.api import GenerationRequest, ModelLimits, parse_request
 from perfsuite.emulator.config import Deployment, EmulatorConfig, deploy
 from perfsuite.emulator.event_loop import new_precise_event_loop
 from perfsuite.emulator.http import Connection, HttpRequest
-from perfsuite.emulator.metrics_text import metrics_page
 from perfsuite.emulator.realtime import Engine
-from perfsuite.emulator.sse import Answer
+from perfsuite.emulator.sglang import SGLANG
+from perfsuite.emulator.sse import DONE_CHUNK, LAST_CHUNK, Answer, http_chunk
 from perfsuite.emulator.stream import Stream
+from perfsuite.emulator.surface import Page, Reply, Surface, json_reply
+from perfsuite.emulator.trtllm import TRTLLM
 from perfsuite.emulator.truth_log import TruthLog
+from perfsuite.emulator.vllm import VLLM
+from perfsuite.emulator.wording import ApiError
 from perfsuite.errors import EngineError
 
-_TEXT = b"text/plain; version=1.0.0; charset=utf-8"
+SURFACES: dict[str, Surface] = {"vllm": VLLM, "sglang": SGLANG, "trtllm": TRTLLM}
+EMULATOR_PAGES: dict[str, Page] = {
+    "GET /emulator/config": lambda engine, _limits, _body: json_reply(facts.config(engine.deployment)),
+    "GET /emulator/gpus": lambda engine, _limits, _body: json_reply(facts.gpus(engine)),
+    "GET /emulator/stats": lambda engine, _limits, _body: json_reply(facts.stats(engine)),
+}
 _FLUSH_PERIOD_S = 1.0
 
 
@@ -88,71 +97,119 @@ class Routes:
         self._engine = engine
         self._deployment = deployment
         self._serial = itertools.count()
+        self._surface = SURFACES[deployment.config.dialect]
         self._limits = ModelLimits(
+            wording=self._surface.wording,
             served_name=deployment.served_name,
             max_model_len=deployment.config.max_model_len,
             vocab=deployment.checkpoint.shape.vocab,
             needs_ids=deployment.config.prefix_cache,
             seed=deployment.config.seed,
         )
-        self._get: dict[str, Callable[[], bytes]] = {
-            "/health": lambda: b"",
-            "/ping": lambda: b"",
-            "/version": lambda: orjson.dumps(facts.version()),
-            "/v1/models": lambda: orjson.dumps(facts.models(deployment)),
-            "/emulator/config": lambda: orjson.dumps(facts.config(deployment)),
-            "/emulator/gpus": lambda: orjson.dumps(facts.gpus(engine)),
-            "/emulator/stats": lambda: orjson.dumps(facts.stats(engine)),
-        }
-        self._post: dict[str, Callable[[Connection, HttpRequest], None]] = {
-            "/v1/completions": lambda connection, request: self._generate("completions", connection, request),
-            "/v1/chat/completions": lambda connection, request: self._generate("chat", connection, request),
-            "/tokenize": self._tokenize,
-        }
+        self._pages = {**EMULATOR_PAGES, **self._surface.pages}
+        self._paths = {page.partition(" ")[2] for page in self._pages} | self._surface.generate.keys()
 
     def handle(self, connection: Connection, request: HttpRequest) -> None:
-        """Answer one request; errors are answered in vLLM's shape."""
+        """Answer one request; errors are answered in the dialect's shape."""
         path = request.path
-        is_get = request.method == "GET"
-        if is_get and path == "/metrics":
-            name = self._deployment.served_name
-            connection.respond(200, metrics_page(self._engine.metrics, self._engine.scheduler, name), _TEXT)
-        elif is_get and path in self._get:
-            connection.respond(200, self._get[path]())
-        elif request.method == "POST" and path in self._post:
-            try:
-                self._post[path](connection, request)
-            except ApiError as error:
-                connection.respond(error.status, error.body)
-        elif path in self._get or path in self._post or path == "/metrics":
-            connection.respond(405, b'{"detail":"Method Not Allowed"}')
-        else:
-            connection.respond(404, b'{"detail":"Not Found"}')
+        page = self._pages.get(f"{request.method} {path}")
+        api = self._surface.generate.get(path) if request.method == "POST" else None
+        try:
+            if page is not None:
+                self._answer(connection, page(self._engine, self._limits, b"".join(request.body)))
+            elif api is not None:
+                self._generate(api, connection, request)
+            elif path in self._paths:
+                connection.respond(405, b'{"detail":"Method Not Allowed"}')
+            else:
+                connection.respond(404, b'{"detail":"Not Found"}')
+        except ApiError as error:
+            self._refuse(api or "", connection, b"".join(request.body), error)
 
-    def _tokenize(self, connection: Connection, request: HttpRequest) -> None:
-        connection.respond(200, parse_tokenize(b"".join(request.body), self._limits))
+    def _answer(self, connection: Connection, reply: Reply) -> None:
+        """Respond now, or after a token was generated and the server's delay is over."""
+        if not reply.probe:
+            connection.respond(reply.status, reply.body, reply.content_type)
+            return
+
+        def respond(_body: bytes | None) -> None:
+            asyncio.get_running_loop().call_later(reply.delay_s, connection.respond, reply.status, reply.body)
+
+        asked = parse_request("completions", b'{"prompt":[1],"max_tokens":1,"ignore_eos":true}', self._limits)
+        self._engine.submit(self._stream(asked, f"probe-{next(self._serial)}", lambda _data: None, respond))
+
+    def _refuse(self, api: str, connection: Connection, body: bytes, error: ApiError) -> None:
+        surface = self._surface
+        if surface.stream_error is None or not surface.in_stream(api, error) or not _wants_stream(body):
+            connection.respond(error.status, surface.wording.body(error))
+            return
+        connection.start_stream()
+        connection.write(http_chunk(b"data: " + surface.stream_error(error) + b"\n\n") + DONE_CHUNK + LAST_CHUNK)
+        connection.end_stream()
 
     def _generate(self, api: str, connection: Connection, request: HttpRequest) -> None:
-        asked = parse_request(api, b"".join(request.body), self._limits)
+        asked = self._surface.parse(api, b"".join(request.body), self._limits)
+        self._check_queue()
         header_id = request.headers.get(b"x-request-id", b"").decode("latin-1")
         own_id = f"{self._deployment.config.seed & 0xFFFFFFFF:08x}{next(self._serial):08x}"
-        request_id = header_id or asked.request_id or own_id
-        answer = _answer(asked, request_id, self._deployment.served_name)
-        stream = Stream(
-            asked,
-            answer,
-            truth_id=request_id,
-            prefix_cache=self._deployment.config.prefix_cache,
-            write=connection.write,
-            on_end=functools.partial(_end, connection),
+        holds = asked.stream and self._surface.holds_headers
+        write = _after_headers(connection) if holds else connection.write
+        stream = self._stream(
+            asked, header_id or asked.request_id or own_id, write, functools.partial(_end, connection)
         )
         try:
             self._engine.submit(stream)
         except ValueError as error:
             raise ApiError(str(error)) from None
         connection.on_lost = functools.partial(self._engine.abort, stream)
-        if asked.stream:
+        if asked.stream and not holds:
             connection.start_stream()
+
+    def _check_queue(self) -> None:
+        limit, error = self._deployment.config.max_queued, self._surface.queue_full
+        if limit and error is not None and len(self._engine.scheduler.waiting) >= limit:
+            raise error.with_traceback(None)  # one instance, raised again and again
+
+    def _stream(
+        self,
+        asked: GenerationRequest,
+        request_id: str,
+        write: Callable[[bytes], object],
+        on_end: Callable[[bytes | None], None],
+    ) -> Stream:
+        return Stream(
+            asked,
+            _answer(asked, request_id),
+            truth_id=request_id,
+            prefix_cache=self._deployment.config.prefix_cache,
+            write=write,
+            on_end=on_end,
+            make_format=self._surface.make_format,
+            whole=self._surface.whole,
+            interval=self._deployment.config.stream_interval,
+        )
+
+
+def _wants_stream(body: bytes) -> bool:
+    try:
+        fields = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return False
+    return isinstance(fields, dict) and fields.get("stream") is True
+
+
+def _after_headers(connection: Connection) -> Callable[[bytes], object]:
+    """A write that sends status and headers of the stream before the first bytes."""
+    is_started = False
+
+    def write(data: bytes) -> None:
+        nonlocal is_started
+        if not is_started:
+            is_started = True
+            connection.start_stream()
+        connection.write(data)
+
+    return write
 
 
 def _end(connection: Connection, body: bytes | None) -> None:
@@ -163,16 +220,19 @@ def _end(connection: Connection, body: bytes | None) -> None:
         connection.respond(200, body)
 
 
-def _answer(asked: GenerationRequest, request_id: str, model: str) -> Answer:
-    prefix = "cmpl" if asked.api == "completions" else "chatcmpl"
+_PREFIXES = {"completions": "cmpl-", "chat": "chatcmpl-", "generate": ""}
+
+
+def _answer(asked: GenerationRequest, request_id: str) -> Answer:
     return Answer(
         api=asked.api,
-        id=f"{prefix}-{request_id}",
+        id=_PREFIXES[asked.api] + request_id,
         created=int(time.time()),
-        model=model,
+        model=asked.model,
         prompt_tokens=asked.prompt_tokens,
         prompt_ids=asked.prompt_ids if asked.return_token_ids else None,
         include_usage=asked.include_usage,
         continuous_usage=asked.continuous_usage,
         return_token_ids=asked.return_token_ids,
+        detokenize=asked.detokenize,
     )

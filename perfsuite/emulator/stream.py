@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from perfsuite.emulator.api import GenerationRequest
 from perfsuite.emulator.blocks import BLOCK_TOKENS
 from perfsuite.emulator.scheduler import Generation
-from perfsuite.emulator.sse import Answer, StreamFormat, whole_answer
+from perfsuite.emulator.sse import Answer, Progress, TokenFormat
+from perfsuite.emulator.vllm_bytes import VllmFormat, whole_answer
 from perfsuite.emulator.words import EOS_TOKEN_ID, WORD_BYTES, WORDS, WordStream, block_hashes, word_token_id
+
+MakeFormat = Callable[[Answer, Progress], TokenFormat]
+WriteWhole = Callable[[Answer, Progress, str, Sequence[int], str], bytes]
+"""(answer, progress, text, token ids, finish reason) → body of an answer that is not streamed."""
 
 
 class Stream:
@@ -18,17 +23,22 @@ class Stream:
 
     truth_id       id in the truth log
     t_*_ns         CLOCK_MONOTONIC; t_first_ns and t_last_ns are of tokens, 0 = not yet
+    chunk_ns, chunk_tokens  when each chunk with tokens was sent, and how many it had
     finish_reason  None while it runs
     """
 
     __slots__ = (
         "_format",
+        "_interval",
+        "_pending",
         "_request",
         "_token_ids",
+        "_whole",
         "_words",
         "_write",
         "answer",
         "chunk_ns",
+        "chunk_tokens",
         "finish_reason",
         "generation",
         "is_streamed",
@@ -51,6 +61,9 @@ class Stream:
         prefix_cache: bool,
         write: Callable[[bytes], object],
         on_end: Callable[[bytes | None], None],
+        make_format: MakeFormat = VllmFormat,
+        whole: WriteWhole = whole_answer,
+        interval: int = 1,
     ) -> None:
         self.answer = answer
         self.truth_id = truth_id
@@ -65,58 +78,80 @@ class Stream:
         self.t_arrival_ns = time.monotonic_ns()
         self.t_scheduled_ns = self.t_first_ns = self.t_last_ns = self.t_done_ns = 0
         self.chunk_ns: list[int] = []
+        self.chunk_tokens: list[int] = []
         self.finish_reason: str | None = None
         self._request = request
         self._write = write
+        self._whole = whole
         self._words = WordStream(request.seed)
-        self._format = StreamFormat(answer) if request.stream else None
+        self._format = make_format(answer, self.generation) if request.stream else None
+        self._interval = interval
+        self._pending: list[int] = []
         self._token_ids: list[int] = []
 
     def produce(self, now_ns: int) -> None:
-        """Send the token that the engine has just generated (or keep it, if the answer is not streamed)."""
+        """Send the tokens that the engine has just generated, or keep them: until a chunk is full, or for the end."""
         generation = self.generation
         self.t_last_ns = now_ns
-        if generation.num_generated == 1:
+        if not self.t_first_ns:
             self.t_first_ns = now_ns
         if generation.is_finished:
             self._finish()
-        elif self._format is None:
-            self._token_ids.append(self._words.next_index())
-        else:
-            index = self._words.next_index()
-            self._send(WORD_BYTES[index], word_token_id(index), None)
+            return
+        self._draw(generation.num_new)
+        if self._format is not None and (not self.chunk_ns or len(self._pending) >= self._interval):
+            self._send(None)
+
+    def _draw(self, num_words: int) -> None:
+        pending = self._pending if self._format is not None else self._token_ids
+        for _ in range(num_words):
+            pending.append(self._words.next_index())
 
     def _finish(self) -> None:
+        """The last tokens: an answer that ends before its limit has the end-of-sequence token as its last."""
         is_stop = self.generation.output_tokens < self._request.max_tokens
         self.finish_reason = "stop" if is_stop else "length"
-        index = -1 if is_stop else self._words.next_index()
+        self._draw(self.generation.num_new - is_stop)
+        if is_stop:
+            (self._pending if self._format is not None else self._token_ids).append(-1)
         if self._format is None:
-            self._token_ids.append(index)
             self._end_whole()
             return
-        text, token = (b"", EOS_TOKEN_ID) if is_stop else (WORD_BYTES[index], word_token_id(index))
-        self._send(text, token, self.finish_reason.encode())
+        reason = self.finish_reason.encode()
+        self._send(reason)
         self.t_done_ns = time.monotonic_ns()
-        self._write(self._format.tail(self.generation.num_generated))
+        self._write(self._format.tail(reason))
         self.on_end(None)
 
-    def _send(self, text: bytes, token_id: int, finish_reason: bytes | None) -> None:
+    def _send(self, finish_reason: bytes | None) -> None:
         assert self._format is not None
-        count = self.generation.num_generated
-        if count == 1 and self.answer.api == "chat":
-            self._write(self._format.head())
-        data = self._format.token(text, token_id, count, finish_reason)
-        self.chunk_ns.append(time.monotonic_ns())
-        self._write(data)
+        pending = self._pending
+        self._pending = []
+        if not self.chunk_ns and (head := self._format.head()):
+            self._write(head)
+        text = WORD_BYTES[pending[0]] if len(pending) == 1 and pending[0] >= 0 else _joined(pending)
+        data = self._format.tokens(text, _ids(pending), finish_reason)
+        if data:
+            self.chunk_ns.append(time.monotonic_ns())
+            self.chunk_tokens.append(len(pending))
+            self._write(data)
 
     def _end_whole(self) -> None:
         indices = self._token_ids
         text = "".join(WORDS[index] for index in indices if index >= 0)
-        ids = [word_token_id(index) if index >= 0 else EOS_TOKEN_ID for index in indices]
-        body = whole_answer(self.answer, text, ids, self.finish_reason or "")
+        body = self._whole(self.answer, self.generation, text, _ids(indices), self.finish_reason or "")
         self.t_done_ns = time.monotonic_ns()
         self.chunk_ns.append(self.t_done_ns)
+        self.chunk_tokens.append(len(indices))
         self.on_end(body)
+
+
+def _joined(indices: Sequence[int]) -> bytes:
+    return b"".join(WORD_BYTES[index] for index in indices if index >= 0)
+
+
+def _ids(indices: Sequence[int]) -> list[int]:
+    return [word_token_id(index) if index >= 0 else EOS_TOKEN_ID for index in indices]
 
 
 def planned_output_tokens(request: GenerationRequest) -> int:

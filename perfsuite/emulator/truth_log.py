@@ -55,7 +55,7 @@ def _entry(stream: Stream) -> dict[str, object]:
         "emulated": True,
         "t_arrival_ns": stream.t_arrival_ns,
         "chunk_ns": times,
-        "chunk_tokens": [1] * len(times) if stream.is_streamed else [num_generated] * len(times),
+        "chunk_tokens": stream.chunk_tokens,
         "t_done_ns": stream.t_done_ns,
         "n_in": stream.generation.prompt_tokens,
         "n_out": num_generated,
