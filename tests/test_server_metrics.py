@@ -1,16 +1,32 @@
-"""What vLLM's /metrics, /v1/models and log say, against real ones."""
+"""What servers' metrics, and vLLM's /v1/models and log say, against real ones."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from perfsuite.dialects.server_metrics import (
+    GAUGES,
+    ITERATIONS,
+    PROMETHEUS,
+    SERVER_METRICS,
+    Reading,
+    counters_over,
+    over_deployment,
+    read_iterations_body,
+    read_page,
+    read_prometheus,
+    read_samples,
+    scrapes,
+)
 from perfsuite.engines import vllm
-from perfsuite.engines.server_metrics import kv_capacity_tokens, read_cache_config, read_metrics, read_samples
+from perfsuite.engines.server_metrics import kv_capacity_tokens, read_cache_config, read_metrics
 
 DATA = Path(__file__).parent / "data"
 METRICS = (DATA / "captures/vllm-0.32.0-deepseek-v3/metrics.raw").read_text().partition("\n\n")[2]
+SGLANG_PAGE = (DATA / "captures/sglang-0.5.23-llama/metrics.raw").read_text().partition("\n\n")[2]
 CPU_LOG = DATA / "vllm_cpu_server.log"
 
 # Lines in the words of vLLM 0.24 to 0.33 on GPUs, two data-parallel ranks.
@@ -43,7 +59,133 @@ def test_a_real_server_s_metrics_are_read_by_our_names() -> None:
         "num_running": 0.0,
         "num_waiting": 0.0,
         "kv_usage_ratio": 0.0,
+        "server_ttft_sum_s": pytest.approx(45.58, abs=0.01),
+        "num_server_ttft": 9.0,
+        "server_queue_sum_s": pytest.approx(0.0005, abs=0.0001),
+        "num_server_queue": 9.0,
     }
+
+
+def test_a_real_sglang_s_metrics_are_read_by_our_names() -> None:
+    assert read_metrics(SGLANG_PAGE) == {
+        "num_running": 0.0,
+        "num_waiting": 0.0,
+        "kv_usage_ratio": 0.0,
+        "spec_accept_length": 0.0,
+        "prefix_cache_query_tokens": 80.0,  # 25 computed and 55 found on the device
+        "prefix_cache_hit_tokens": 55.0,
+        "prompt_tokens": 77.0,  # 57 streamed, 20 not
+        "generation_tokens": 118.0,
+        "server_ttft_sum_s": pytest.approx(0.7614, abs=0.0001),
+        "num_server_ttft": 11.0,
+        "server_queue_sum_s": pytest.approx(0.0208, abs=0.0001),
+        "num_server_queue": 14.0,
+    }
+
+
+TRTLLM_PAGE = """\
+# TYPE trtllm_num_requests_running gauge
+trtllm_num_requests_running{engine_type="trtllm",model_name="m"} 7.0
+trtllm_prompt_tokens_total{model_name="m"} 500.0
+trtllm_prompt_cached_tokens_total{model_name="m"} 100.0
+trtllm_spec_decode_accepted_tokens_total{token_position="0"} 30.0
+trtllm_spec_decode_accepted_tokens_total{token_position="1"} 12.0
+trtllm_time_to_first_token_seconds_sum{model_name="m"} 2.5
+trtllm_time_to_first_token_seconds_count{model_name="m"} 5.0
+"""
+
+
+def test_tensorrt_llm_s_page_is_read_by_our_names() -> None:
+    assert over_deployment(read_prometheus(TRTLLM_PAGE)) == {
+        "num_running": 7.0,
+        "prompt_tokens": 500.0,
+        "prefix_cache_hit_tokens": 100.0,
+        "prefix_cache_query_tokens": 500.0,
+        "spec_accepted_tokens": 42.0,
+        "server_ttft_sum_s": 2.5,
+        "num_server_ttft": 5.0,
+    }
+
+
+def iteration(number: int, rank: int | None = None, **fields: object) -> dict[str, object]:
+    cache = {"maxNumBlocks": 100, "usedNumBlocks": number, "tokensPerBlock": 32, "reusedBlocks": 3, "missedBlocks": 1}
+    one = {"iter": number, "numActiveRequests": number, "numQueuedRequests": 2, "kvCacheStats": cache, **fields}
+    return one if rank is None else one | {"attentionDpRank": rank}
+
+
+def test_the_last_iteration_of_each_rank_counts() -> None:
+    body = json.dumps([iteration(4, 0), iteration(5, 0), iteration(9, 1)]).encode()
+    readings = read_iterations_body(body)
+    assert Reading("num_running", 5.0, 0) in readings and Reading("num_running", 9.0, 1) in readings
+    assert over_deployment(readings) == {
+        "num_running": 14.0,
+        "num_waiting": 4.0,
+        "kv_usage_ratio": 0.09,
+        "prefix_cache_query_tokens": 256.0,
+        "prefix_cache_hit_tokens": 192.0,
+    }
+
+
+def test_the_acceptance_length_is_the_mean_over_the_iterations() -> None:
+    lengths = [iteration(1, specDecodingStats={"acceptanceLength": length}) for length in (2.0, 3.0)]
+    assert Reading("spec_accept_length", 2.5) in read_iterations_body(json.dumps([*lengths, iteration(2)]).encode())
+
+
+def test_nothing_run_since_the_last_reading_is_no_reading_and_no_zero() -> None:
+    assert read_iterations_body(b"[]") == []
+    assert read_iterations_body(b'[{"iter": 1, "numActiveRequests": null, "kvCacheStats": null}]') == []
+
+
+@pytest.mark.parametrize("body", [b"<html>", b'{"iter": 1}', b""])
+def test_what_is_no_list_of_iterations_is_an_error(body: bytes) -> None:
+    with pytest.raises(ValueError, match="not_"):
+        read_iterations_body(body)
+
+
+def test_a_page_without_a_known_name_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no_metrics"):
+        read_page(b"python_info 1.0\nvllm:something_else 3\n")
+
+
+def test_sglang_s_ranks_are_told_by_dp_rank_and_its_mirrors_count_once() -> None:
+    rows = [(0, 0, 3), (0, 1, 3), (1, 2, 5), (1, 3, 5)]  # dp rank, tensor rank, requests
+    page = "".join(
+        f'sglang:num_running_reqs{{dp_rank="{dp}",moe_ep_rank="0",pp_rank="0",tp_rank="{tp}"}} {num}\n'
+        for dp, tp, num in rows
+    )
+    assert read_prometheus(page) == [Reading("num_running", 3.0, 0), Reading("num_running", 5.0, 1)]
+    assert over_deployment(read_prometheus(page)) == {"num_running": 8.0}
+
+
+def test_values_that_are_no_numbers_are_passed_over() -> None:
+    assert read_prometheus('vllm:num_requests_running{engine="0"} NaN\n') == []
+
+
+def test_every_source_names_a_metric_and_where_it_stands() -> None:
+    for sources in (*PROMETHEUS.values(), ITERATIONS):
+        for source in sources:
+            assert source.metric in SERVER_METRICS and source.names and source.source
+    for metric in SERVER_METRICS.values():
+        assert metric.kind in ("counter", "gauge") and metric.over_ranks in ("sum", "max", "mean")
+        assert metric.unit and metric.meaning
+    for name in SERVER_METRICS.keys() - GAUGES:
+        assert SERVER_METRICS[name].over_ranks == "sum"
+
+
+def test_prometheus_names_are_those_of_the_captured_pages() -> None:
+    for dialect, page in (("vllm", METRICS), ("sglang", SGLANG_PAGE)):
+        told = {name for source in PROMETHEUS[dialect] for name in source.names if f"\n{name}{{" in page}
+        assert len(told) >= 12, dialect
+
+
+def test_counters_are_differences_and_gauges_are_left_out() -> None:
+    before, after = {"num_running": 1.0, "prompt_tokens": 5.0}, {"num_running": 3.0, "prompt_tokens": 9.0, "x": 1.0}
+    assert counters_over(before, after) == {"prompt_tokens": 4.0}
+
+
+def test_a_plain_endpoint_is_not_asked() -> None:
+    assert scrapes("openai") == ()
+    assert [scrape.path for scrape in scrapes("trtllm")] == ["/prometheus/metrics", "/metrics"]
 
 
 def test_a_metric_that_the_server_lacks_has_no_key() -> None:

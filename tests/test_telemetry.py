@@ -1,4 +1,4 @@
-"""The sampler against a small HTTP endpoint, and the NVML source against a stand-in for the pynvml module."""
+"""The sampler's process, against a small HTTP endpoint in the place of the emulated engine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -21,10 +20,9 @@ import pytest
 from perfsuite.errors import UsageError
 from perfsuite.records import TELEMETRY_SCHEMA
 from perfsuite.telemetry.emulator_source import EmulatorSource
-from perfsuite.telemetry.nvml import REASONS, NvmlSource
 from perfsuite.telemetry.process import NoFile, Sampling
 from perfsuite.telemetry.sampler import start_sampler
-from perfsuite.telemetry.source import GpuSample, SamplerStatus, SourceUnavailable, open_source
+from perfsuite.telemetry.source import GpuSample, SamplerStatus, SourceFacts, SourceUnavailable, open_source
 
 GPU = {
     "uuid": "EMU-0", "power_w": 700.5, "energy_j": 12.0, "memory_used_bytes": 10, "memory_total_bytes": 192,
@@ -280,6 +278,9 @@ class Scripted:
         self.now_ns += self._durations_ns.pop(0)
         return [GpuSample(t_ns=start, read_ns=0, gpu=0, gpu_uuid="G", power_w=1.0, emulated=False)]
 
+    def facts(self) -> SourceFacts:
+        return SourceFacts()
+
     def close(self) -> None:
         pass
 
@@ -320,170 +321,6 @@ def test_a_full_disk_ends_the_sampling_with_a_reason_and_keeps_what_fitted(tmp_p
     num, reason = out.split()
     assert reason == "write_failed"
     assert len(read_rows(path)) == int(num) > 0
-
-
-class FakeNvmlError(Exception):
-    def __init__(self, value: int) -> None:
-        super().__init__(f"error {value}")
-        self.value = value
-
-
-class FakeNvml:
-    """The functions of pynvml that the source calls, for two GPUs. `fails` maps a function's name to an error code."""
-
-    NVMLError = FakeNvmlError
-    NVML_FI_DEV_POWER_INSTANT = 186
-    NVML_POWER_SCOPE_GPU = 0
-    NVML_CLOCK_SM = 1
-    nvmlMemory_v2 = 0x2000028
-
-    def __init__(self, **fails: int) -> None:
-        self.fails = fails
-        self.field = SimpleNamespace(nvmlReturn=0, valueType=1, value=SimpleNamespace(uiVal=812_500, dVal=1e9))
-        self.is_shut_down = False
-
-    def _call(self, name: str, value: Any) -> Any:
-        if name in self.fails:
-            raise FakeNvmlError(self.fails[name])
-        return value
-
-    def nvmlInit(self) -> None:
-        self._call("nvmlInit", None)
-
-    def nvmlShutdown(self) -> None:
-        self.is_shut_down = True
-
-    def nvmlDeviceGetCount(self) -> int:
-        return int(self._call("nvmlDeviceGetCount", 2))
-
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> str:
-        return f"handle {index}"
-
-    def nvmlDeviceGetUUID(self, handle: str) -> str:
-        return "GPU-" + handle[-1]
-
-    def nvmlDeviceGetFieldValues(self, handle: str, fields: list[tuple[int, int]]) -> list[Any]:
-        assert fields == [(186, 0)]
-        return [self._call("nvmlDeviceGetFieldValues", self.field)]
-
-    def nvmlDeviceGetPowerUsage(self, handle: str) -> int:
-        return int(self._call("nvmlDeviceGetPowerUsage", 700_000))
-
-    def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:
-        return int(self._call("nvmlDeviceGetTotalEnergyConsumption", 123_456))
-
-    def nvmlDeviceGetMemoryInfo(self, handle: str, version: int | None = None) -> Any:
-        if version is None:
-            return self._call("memory_v1", SimpleNamespace(total=192, used=14, free=178))
-        return self._call("memory_v2", SimpleNamespace(total=192, reserved=4, used=10, free=178))
-
-    def nvmlDeviceGetUtilizationRates(self, handle: str) -> Any:
-        return self._call("nvmlDeviceGetUtilizationRates", SimpleNamespace(gpu=75, memory=20))
-
-    def nvmlDeviceGetClockInfo(self, handle: str, kind: int) -> int:
-        return int(self._call("nvmlDeviceGetClockInfo", 1965))
-
-    def nvmlDeviceGetTemperatureV(self, handle: str, sensor: int) -> int:
-        return int(self._call("nvmlDeviceGetTemperatureV", 61))
-
-    def nvmlDeviceGetTemperature(self, handle: str, sensor: int) -> int:
-        return int(self._call("nvmlDeviceGetTemperature", 62))
-
-
-PER_GPU = (
-    "nvmlDeviceGetFieldValues", "nvmlDeviceGetPowerUsage", "nvmlDeviceGetTotalEnergyConsumption", "memory_v1",
-    "memory_v2", "nvmlDeviceGetUtilizationRates", "nvmlDeviceGetClockInfo", "nvmlDeviceGetTemperatureV",
-    "nvmlDeviceGetTemperature",
-)  # fmt: skip
-
-
-def first_sample(nvml: FakeNvml) -> GpuSample:
-    return NvmlSource(nvml).read()[0]
-
-
-def test_nvml_units_become_watts_joules_ratios_and_bytes() -> None:
-    times = iter([100, 300, 1_000, 1_200])
-    nvml = FakeNvml()
-    source = NvmlSource(nvml, now_ns=lambda: next(times))
-    samples = source.read()
-    source.close()
-    assert samples[0] == GpuSample(
-        t_ns=200, read_ns=200, gpu=0, gpu_uuid="GPU-0", power_w=812.5, energy_j=123.456, memory_used_bytes=10,
-        memory_total_bytes=192, utilization_ratio=0.75, sm_clock_mhz=1965.0, temperature_c=61.0, emulated=False,
-    )  # fmt: skip
-    assert (samples[1].gpu_uuid, samples[1].t_ns) == ("GPU-1", 1_100)
-    assert nvml.is_shut_down
-
-
-@pytest.mark.parametrize(
-    ("change", "power_w", "error"),
-    [
-        ({"nvmlReturn": 3}, 700.0, "power_average"),
-        ({"valueType": 0, "value": SimpleNamespace(dVal=1234.0)}, 1.234, None),
-    ],
-)
-def test_the_return_code_and_type_of_each_field_value_are_looked_at(
-    change: dict[str, Any], power_w: float, error: str | None
-) -> None:
-    nvml = FakeNvml()
-    vars(nvml.field).update(change)
-    sample = first_sample(nvml)
-    assert (sample.power_w, sample.error) == (power_w, error)
-
-
-def test_each_fall_back_is_taken_and_marked_where_it_means_something_else() -> None:
-    sample = first_sample(FakeNvml(nvmlDeviceGetFieldValues=13, memory_v2=25, nvmlDeviceGetTemperatureV=13))
-    assert (sample.power_w, sample.memory_used_bytes, sample.temperature_c) == (700.0, 14, 62.0)
-    assert sample.error == "power_average;memory_v1"
-
-
-def test_a_function_that_an_old_library_lacks_is_a_reason() -> None:
-    class OldNvml(FakeNvml):
-        nvmlDeviceGetTemperatureV = property()
-        nvmlDeviceGetTotalEnergyConsumption = property()
-
-    sample = first_sample(OldNvml())
-    assert (sample.temperature_c, sample.energy_j) == (62.0, None)
-    assert sample.error == "energy_j:nvml_function_not_found"
-
-
-def test_a_field_that_fails_is_none_with_its_reason_and_the_others_are_kept() -> None:
-    sample = first_sample(FakeNvml(nvmlDeviceGetTotalEnergyConsumption=3, nvmlDeviceGetClockInfo=4))
-    assert (sample.energy_j, sample.sm_clock_mhz, sample.power_w) == (None, None, 812.5)
-    assert sample.error == "energy_j:nvml_not_supported;sm_clock_mhz:nvml_no_permission"
-
-
-def test_a_lost_gpu_is_a_sample_with_one_reason_and_no_number() -> None:
-    sample = first_sample(FakeNvml(**dict.fromkeys(PER_GPU, 15)))
-    assert sample.error == "gpu_lost"
-    assert sample.power_w is sample.energy_j is sample.memory_used_bytes is sample.temperature_c is None
-
-
-@pytest.mark.parametrize(
-    ("fails", "reason"),
-    [
-        ({"nvmlInit": 12}, "nvml_unavailable"),
-        ({"nvmlInit": 9}, "nvml_driver_not_loaded"),
-        ({"nvmlInit": 18}, "nvml_driver_mismatch"),
-        ({"nvmlDeviceGetCount": 4}, "nvml_no_permission"),
-        ({"nvmlInit": 12345}, "nvml_unknown"),
-    ],
-)
-def test_nvml_that_does_not_start_is_unavailable_with_a_reason(fails: dict[str, int], reason: str) -> None:
-    with pytest.raises(SourceUnavailable) as caught:
-        NvmlSource(FakeNvml(**fails))
-    assert caught.value.reason == reason
-
-
-def test_the_names_and_codes_are_those_of_the_installed_pynvml() -> None:
-    import pynvml
-
-    for name in (name for name in vars(FakeNvml) if name.startswith(("nvml", "NVML"))):
-        assert hasattr(pynvml, name), name
-    assert pynvml.NVML_FI_DEV_POWER_INSTANT == FakeNvml.NVML_FI_DEV_POWER_INSTANT
-    codes = {value for name, value in vars(pynvml).items() if name.startswith("NVML_ERROR_")}
-    assert REASONS.keys() <= codes
-    assert pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST).value == 15
 
 
 def test_importing_the_sampler_imports_neither_pynvml_nor_pydantic() -> None:

@@ -9,9 +9,14 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
-from perfsuite.telemetry.source import GpuSample
+from perfsuite.telemetry.source import GpuFacts, GpuSample, SourceFacts
 
 PATH = "/emulator/gpus"
+_NUMBERS = (
+    "power_w", "power_average_w", "power_limit_w", "energy_j", "utilization_ratio", "memory_utilization_ratio",
+    "sm_clock_mhz", "memory_clock_mhz", "temperature_c", "memory_temperature_c",
+)  # fmt: skip
+_WHOLES = ("memory_used_bytes", "memory_reserved_bytes", "memory_total_bytes", "throttle_mask", "power_cap_ns")
 TIMEOUT_S = 1.0
 
 
@@ -28,6 +33,7 @@ class EmulatorSource:
         self._path = parts.path.rstrip("/") + PATH
         self._now_ns = now_ns
         self._seen: dict[int, str] = {}
+        self._facts: tuple[GpuFacts, ...] = ()
 
     def read(self) -> list[GpuSample]:
         """One sample for each GPU; none while the engine has never answered."""
@@ -40,7 +46,13 @@ class EmulatorSource:
             self._connection.close()  # the next read opens another
             return self._failed(_reason(error), start, self._now_ns())
         self._seen = {sample.gpu: sample.gpu_uuid for sample in samples}
+        self._facts = tuple(
+            GpuFacts(gpu=sample.gpu, gpu_uuid=sample.gpu_uuid, power_limit_w=sample.power_limit_w) for sample in samples
+        )
         return samples
+
+    def facts(self) -> SourceFacts:
+        return SourceFacts(gpus=self._facts)
 
     def close(self) -> None:
         self._connection.close()
@@ -75,19 +87,15 @@ def _reason(error: Exception) -> str:
 
 
 def _sample(gpu: dict[str, Any], start: int, end: int) -> GpuSample:
+    values: dict[str, Any] = {name: _number(gpu, name) for name in _NUMBERS}
+    values |= {name: _whole(gpu, name) for name in _WHOLES}
     return GpuSample(
         t_ns=(start + end) // 2,
         read_ns=end - start,
         gpu=int(gpu["gpu"]),
         gpu_uuid=str(gpu["uuid"]),
-        power_w=_number(gpu, "power_w"),
-        energy_j=_number(gpu, "energy_j"),
-        memory_used_bytes=_whole(gpu, "memory_used_bytes"),
-        memory_total_bytes=_whole(gpu, "memory_total_bytes"),
-        utilization_ratio=_number(gpu, "utilization_ratio"),
-        sm_clock_mhz=_number(gpu, "sm_clock_mhz"),
-        temperature_c=_number(gpu, "temperature_c"),
         emulated=True,
+        **values,
     )
 
 

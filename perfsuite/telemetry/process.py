@@ -1,14 +1,8 @@
-"""What the sampler's process does. It reads at absolute deadlines, flushes at least each second, answers commands.
-
-It ignores the signals of a terminal: its parent decides when it stops. It ends when its parent ends.
-"""
+"""What the sampler's process does. It reads at absolute deadlines, flushes at least each second, answers commands."""
 
 from __future__ import annotations
 
-import ctypes
-import os
-import signal
-import sys
+import gc
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -17,31 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from perfsuite.telemetry.source import GpuSample, SamplerStatus, Source, SourceUnavailable, open_source
-from perfsuite.telemetry.stream import TelemetryStream
+from perfsuite.telemetry.source import GpuSample, SamplerStatus, Source, SourceFacts, SourceUnavailable, open_source
+from perfsuite.telemetry.stream import TelemetryStream, telemetry_batch
 
 FLUSH_NS = 500_000_000
-_PR_SET_PDEATHSIG = 1
-
-
-def main(commands: Connection, parent_pid: int) -> None:
-    """Entry point of the process. Commands are tuples: ("start", source, path, hz), ("status",), ("stop",)."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    _die_with_parent(parent_pid)
-    serve(commands)
-
-
-def _die_with_parent(parent_pid: int) -> None:
-    """The kernel kills this process when its parent ends (Linux); elsewhere the closed pipe has to do."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:
-        sys.exit(0)
+QUIET_NS = 3_000_000_000
+"""A source may have nothing new for so long: one that is read more often than it is refreshed."""
 
 
 def serve(commands: Connection) -> None:
-    """Sample and answer until the other end of the pipe is closed."""
+    """Sample and answer until the other end of the pipe is closed.
+
+    Commands are tuples: ("start", source, path, hz, token), ("status",), ("stop",).
+    """
+    telemetry_batch([])  # pyarrow's first conversion imports pandas where there is one: not inside a window
+    gc.freeze()  # what is imported stays: no collection looks at it again
     sampling = Sampling("none", NoFile(), open_source("none"), hz=1.0)
     is_on = False
     while True:
@@ -65,13 +49,13 @@ def serve(commands: Connection) -> None:
     sampling.close()
 
 
-def start_sampling(source_name: str, path: Path, hz: float) -> Sampling:
+def start_sampling(source_name: str, path: Path, hz: float, token: str | None = None) -> Sampling:
     """Open the source and the file; what cannot be opened is a reason in the status, not an error."""
     source: Source = open_source("none")
     file: TelemetryStream | NoFile = NoFile()
     reason = detail = None
     try:
-        source = open_source(source_name)
+        source = open_source(source_name, token=token)
         file = TelemetryStream(path) if source_name != "none" else file
     except SourceUnavailable as error:
         reason, detail = error.reason, str(error)
@@ -117,6 +101,9 @@ class Sampling:
         self._ended: tuple[float, float] | None = None
         self._rows: list[GpuSample] = []
         self._lags_ns: list[int] = []
+        self._last_good_ns: int | None = None
+        self._temperatures_c: dict[int, float] = {}
+        self._facts = SourceFacts()
         self._counts = {"num_gpus": 0, "num_rows": 0, "num_rounds": 0, "num_failed_rounds": 0, "num_missed": 0}
 
     def seconds_to_next(self) -> float:
@@ -146,6 +133,7 @@ class Sampling:
             return
         self.is_closed = True
         self._ended = self._spent()
+        self._facts = self._source.facts()
         self._flush(self._now_ns())
         self._file.close()
         self._source.close()
@@ -165,16 +153,28 @@ class Sampling:
             lag_max_s=largest,
             cpu_s=cpu_s,
             wall_s=wall_s,
-            **self._counts,
+            temperature_c=max(self._temperatures_c.values(), default=None),
+            facts=self._facts if self.is_closed else self._source.facts(),
+            num_gpus=self._counts["num_gpus"],
+            num_rows=self._counts["num_rows"],
+            num_rounds=self._counts["num_rounds"],
+            num_failed_rounds=self._counts["num_failed_rounds"],
+            num_missed=self._counts["num_missed"],
         )
 
     def _count(self, samples: list[GpuSample]) -> None:
         """Count a round. A round that fails gives the status its reason, which the next good round takes back."""
+        now = self._now_ns()
+        is_quiet = not samples and self._last_good_ns is not None and now - self._last_good_ns < QUIET_NS
         is_good = bool(samples) and all(sample.power_w is not None or sample.error is None for sample in samples)
         self._counts["num_rounds"] += 1
-        self._counts["num_failed_rounds"] += not is_good
+        self._counts["num_failed_rounds"] += not (is_good or is_quiet)
         self._counts["num_rows"] += len(samples)
-        self._counts["num_gpus"] = max(self._counts["num_gpus"], len(samples))
+        self._counts["num_gpus"] = max(self._counts["num_gpus"], len({sample.gpu for sample in samples}))
+        if is_quiet:
+            return
+        self._last_good_ns = now if is_good else self._last_good_ns
+        self._temperatures_c |= {s.gpu: s.temperature_c for s in samples if s.temperature_c is not None}
         self.reason = None if is_good else next((s.error for s in samples if s.error), "no_samples")
 
     def _spent(self) -> tuple[float, float]:

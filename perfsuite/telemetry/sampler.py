@@ -5,52 +5,49 @@ Telemetry never ends a run: what goes wrong with it is a reason code in the stat
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
-from perfsuite.telemetry.process import main
+from perfsuite.telemetry.child import Child, ChildLost
+from perfsuite.telemetry.process import serve
 from perfsuite.telemetry.source import SamplerStatus, check_source
 
 ANSWER_S = 60.0
-EXIT_S = 5.0
-_TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Sampler:
-    """A running sampler process. Made by start_sampler()."""
+    """The sampler of a run. Made by start_sampler()."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_start: Callable[[int], None]) -> None:
         self._status = SamplerStatus()
-        self._start()
+        self._child = Child("perfsuite-sampler", serve, on_start)
 
     @property
-    def pid(self) -> int:
-        """Process id of the sampler."""
-        return int(self._process.pid or 0)
+    def pid(self) -> int | None:
+        """Process id of the sampler; None before it is started."""
+        return self._child.pid
 
     @contextmanager
-    def sampling(self, source: str, path: Path, hz: float) -> Iterator[Sampler]:
-        """Sample `source` ("none", "nvml" or "emulator:URL") `hz` times a second into `path` while the body runs.
+    def sampling(self, source: str, path: Path, hz: float, *, token: str | None = None) -> Iterator[Sampler]:
+        """Sample `source` (one of SOURCES) `hz` times a second into `path` while the body runs. token: of an agent.
 
-        The file is an Arrow IPC stream of TELEMETRY_SCHEMA, flushed at least each second; "none" makes no file. A
-        source that cannot be read gives no rows and a reason in status(). Raises UsageError for an unknown source.
+        The file is an Arrow IPC stream of TELEMETRY_SCHEMA, flushed at least each second; "none" makes no file and
+        needs no process. A source that cannot be read gives no rows and a reason in status(). Raises UsageError for an
+        unknown source.
         """
         check_source(source)
-        if not self._process.is_alive():  # lost in an earlier block
-            self._close()
-            self._start()
-        self._status = self._ask(("start", source, path, hz), SamplerStatus(source=source))
+        self._status = SamplerStatus(source=source)
+        if source != "none":
+            if not self._child.is_alive:  # not started yet, or lost in an earlier block
+                self._child.close()
+            self._status = self._ask(("start", source, path, hz, token), self._status)
         try:
             yield self
         finally:
-            if self._status.state != "lost":
+            if self._status.state not in ("idle", "lost"):
                 self._status = self._ask(("stop",), self._status)
 
     def status(self) -> SamplerStatus:
@@ -62,47 +59,25 @@ class Sampler:
     def _ask(self, command: tuple[Any, ...], before: SamplerStatus) -> SamplerStatus:
         """The answer to a command; state "lost" when the process has ended or does not answer."""
         try:
-            self._commands.send(command)
-            if self._commands.poll(ANSWER_S):
-                status: SamplerStatus = self._commands.recv()
-                return status
-            detail = f"no answer within {ANSWER_S:g} s"
-            self._process.kill()  # an answer that comes late would be taken for another's
-        except (EOFError, OSError):
-            self._process.join(EXIT_S)
-            detail = f"the process ended with exit code {self._process.exitcode}"
-        return replace(before, state="lost", reason="sampler_lost", detail=detail)
+            self._child.send(command)
+            status: SamplerStatus = self._child.answer(ANSWER_S)
+        except ChildLost as error:
+            return replace(before, state="lost", reason="sampler_lost", detail=str(error))
+        return status
 
-    def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._commands, theirs = context.Pipe()
-        self._process = context.Process(target=main, args=(theirs, os.getpid()), name="perfsuite-sampler", daemon=True)
-        resource_tracker.ensure_running()  # otherwise start() does it, and unblocks the signals on its way
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _TERMINAL_SIGNALS)  # until the child ignores them
-        try:
-            self._process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            theirs.close()
-
-    def _close(self) -> None:
-        """End the process: its pipe closes, it flushes and leaves; killed when it does not."""
-        self._commands.close()
-        self._process.join(EXIT_S)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join(EXIT_S)
-        self._process.close()
+    def close(self) -> None:
+        """End the process, where there is one."""
+        self._child.close()
 
 
 @contextmanager
-def start_sampler() -> Iterator[Sampler]:
-    """One sampler process for a run; it ends with the body, or when this process dies.
+def start_sampler(on_start: Callable[[int], None] = lambda pid: None) -> Iterator[Sampler]:
+    """The sampler of a run; its process is started when it is needed, and ends with the body, or when this one dies.
 
-    Start it from the main thread: on Linux the kernel ends it when the thread that started it ends.
+    on_start is called with the process id of each process that is started.
     """
-    sampler = Sampler()
+    sampler = Sampler(on_start)
     try:
         yield sampler
     finally:
-        sampler._close()
+        sampler.close()

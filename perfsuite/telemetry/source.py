@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from perfsuite.errors import UsageError
 
-SOURCES = ("none", "nvml", "emulator:URL")
+SOURCES = ("none", "nvml", "emulator:URL", "prometheus:URL", "agent:URL", "csv:PATH")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuSample:
     """One GPU at one instant: the fields of TELEMETRY_SCHEMA, whose comments say what they mean.
 
-    error  None, or parts joined by ";": "power_average" (power is NVML's one-second average), "memory_v1" (used memory
-           includes what the driver reserves), "FIELD:CODE" (this field could not be read), or one code alone (nothing
-           could be read)
+    error  None, or parts joined by ";": a mark of MARKS, "FIELD:CODE" (this field could not be read), or one code alone
+           (nothing could be read)
     """
 
     t_ns: int
@@ -24,20 +25,88 @@ class GpuSample:
     gpu: int
     gpu_uuid: str
     power_w: float | None = None
+    power_average_w: float | None = None
+    power_limit_w: float | None = None
     energy_j: float | None = None
     memory_used_bytes: int | None = None
+    memory_reserved_bytes: int | None = None
     memory_total_bytes: int | None = None
     utilization_ratio: float | None = None
+    memory_utilization_ratio: float | None = None
     sm_clock_mhz: float | None = None
+    memory_clock_mhz: float | None = None
     temperature_c: float | None = None
+    memory_temperature_c: float | None = None
+    throttle_mask: int | None = None
+    power_cap_ns: int | None = None
+    sw_thermal_ns: int | None = None
+    hw_thermal_ns: int | None = None
+    power_brake_ns: int | None = None
+    pcie_tx_bytes: int | None = None
+    pcie_rx_bytes: int | None = None
+    nvlink_tx_bytes: int | None = None
+    nvlink_rx_bytes: int | None = None
+    ecc_corrected: int | None = None
+    ecc_uncorrected: int | None = None
+    process_ids: Sequence[int] | None = None
+    process_memory_bytes: Sequence[int | None] | None = None
     emulated: bool
     error: str | None = None
+
+
+# Marks in GpuSample.error that are no failures: code -> meaning.
+MARKS: dict[str, str] = {
+    "power_average": "power_w is the driver's average over about a second: there is no instant power",
+    "power_module": "power_w is of the whole module (GPU and CPU), not of the GPU",
+    "energy_module": "energy_j is of the whole module (GPU and CPU), not of the GPU",
+    "memory_v1": "memory_used_bytes includes what the driver reserves",
+    "mig": "the GPU is divided into MIG instances: power, energy and clocks are of the whole GPU",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuFacts:
+    """What does not change while a source is read; None = not told. Limits: in force, and the GPU's own default."""
+
+    gpu: int
+    gpu_uuid: str
+    name: str | None = None
+    driver_version: str | None = None
+    power_limit_w: float | None = None
+    power_default_limit_w: float | None = None
+    max_sm_clock_mhz: float | None = None
+    is_mig: bool | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClockOffset:
+    """Another host's monotonic clock − ours, from the shortest of some exchanges; true within ± uncertainty_ns."""
+
+    offset_ns: int
+    uncertainty_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceFacts:
+    """What a source tells of itself.
+
+    gpus          one of each GPU; empty where the source does not tell
+    clock         of a source on another host
+    periods_s     mean time between changes of a value, by field, as seen when the source was opened
+    """
+
+    gpus: tuple[GpuFacts, ...] = ()
+    clock: ClockOffset | None = None
+    periods_s: Mapping[str, float] = field(default_factory=dict)
 
 
 class Source(Protocol):
     """Something that can be asked for samples, again and again. read() never raises for a GPU that fails."""
 
     def read(self) -> list[GpuSample]: ...
+
+    def facts(self) -> SourceFacts: ...
 
     def close(self) -> None: ...
 
@@ -61,6 +130,8 @@ class SamplerStatus:
     num_missed   deadlines that passed while another reading took too long
     lag_*_s      how late a reading began after its deadline; None without one
     cpu_s        CPU time of the sampler's process (user + system) over wall_s
+    temperature_c  of the hottest GPU, each by its newest reading
+    facts        of the source
     """
 
     source: str = "none"
@@ -77,25 +148,47 @@ class SamplerStatus:
     lag_max_s: float | None = None
     cpu_s: float = 0.0
     wall_s: float = 0.0
+    temperature_c: float | None = None
+    facts: SourceFacts = field(default_factory=SourceFacts)
 
 
 def check_source(source: str) -> None:
     """Raises UsageError when this is not the name of a source."""
-    if source not in ("none", "nvml") and not source.startswith(("emulator:http://", "emulator:https://")):
+    kind, _, rest = source.partition(":")
+    is_known = source in ("none", "nvml") or (kind == "csv" and rest)
+    if not is_known and not (kind in _OVER_HTTP and rest.startswith(("http://", "https://"))):
         raise UsageError("unknown telemetry source", found=repr(source), cure=f"one of {', '.join(SOURCES)}")
 
 
-def open_source(source: str) -> Source:
-    """The source of this name, connected. Raises SourceUnavailable or UsageError."""
+_OVER_HTTP = ("emulator", "prometheus", "agent")
+
+
+def open_source(source: str, *, token: str | None = None) -> Source:
+    """The source of this name, connected. token: of an agent or an endpoint. Raises SourceUnavailable or UsageError."""
     check_source(source)
-    if source == "nvml":
+    kind, _, rest = source.partition(":")
+    if kind == "nvml":
         from perfsuite.telemetry.nvml import open_nvml
 
-        return open_nvml()
-    if source.startswith("emulator:"):
+        gpus = open_nvml()
+        gpus.measure_periods()
+        return gpus
+    if kind == "emulator":
         from perfsuite.telemetry.emulator_source import EmulatorSource
 
-        return EmulatorSource(source.removeprefix("emulator:"))
+        return EmulatorSource(rest)
+    if kind == "prometheus":
+        from perfsuite.telemetry.prometheus import PrometheusSource
+
+        return PrometheusSource(rest, token=token)
+    if kind == "agent":
+        from perfsuite.telemetry.agent_source import AgentSource
+
+        return AgentSource(rest, token or "")
+    if kind == "csv":
+        from perfsuite.telemetry.smi_csv import CsvSource
+
+        return CsvSource(Path(rest))
     return NoSource()
 
 
@@ -104,6 +197,9 @@ class NoSource:
 
     def read(self) -> list[GpuSample]:
         return []
+
+    def facts(self) -> SourceFacts:
+        return SourceFacts()
 
     def close(self) -> None:
         pass

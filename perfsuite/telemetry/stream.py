@@ -1,4 +1,4 @@
-"""Samples on disk: an Arrow IPC stream of TELEMETRY_SCHEMA, unbuffered, one system call for each batch."""
+"""Samples on disk: an Arrow IPC stream, unbuffered, one system call for each batch."""
 
 from __future__ import annotations
 
@@ -9,21 +9,24 @@ from pathlib import Path
 import pyarrow as pa
 
 from perfsuite.records import TELEMETRY_SCHEMA
-from perfsuite.telemetry.source import GpuSample
 
 
 class TelemetryStream:
-    """Appends samples to a new file; what append() returned for survives a kill. Raises OSError."""
+    """Appends samples to a new file; what append() returned for survives a kill. Raises OSError.
 
-    def __init__(self, path: Path) -> None:
+    A sample is an object with an attribute for each field of the schema.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema = TELEMETRY_SCHEMA) -> None:
+        self._schema = schema
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         self._length = 0
-        self._write(TELEMETRY_SCHEMA.serialize())
+        self._write(schema.serialize())
 
-    def append(self, samples: Sequence[GpuSample]) -> None:
+    def append(self, samples: Sequence[object]) -> None:
         """Write samples as one batch."""
         if samples:
-            self._write(telemetry_batch(samples).serialize())
+            self._write(telemetry_batch(samples, self._schema).serialize())
 
     def close(self) -> None:
         os.close(self._file)
@@ -40,7 +43,7 @@ class TelemetryStream:
         self._length += done
 
 
-def telemetry_batch(samples: Sequence[GpuSample]) -> pa.RecordBatch:
-    """Samples as one Arrow batch of TELEMETRY_SCHEMA."""
-    columns = [pa.array([getattr(sample, field.name) for sample in samples], field.type) for field in TELEMETRY_SCHEMA]
-    return pa.RecordBatch.from_arrays(columns, schema=TELEMETRY_SCHEMA)
+def telemetry_batch(samples: Sequence[object], schema: pa.Schema = TELEMETRY_SCHEMA) -> pa.RecordBatch:
+    """Samples as one Arrow batch of the schema."""
+    columns = [pa.array([getattr(sample, field.name) for sample in samples], field.type) for field in schema]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
