@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from perfsuite.analysis.compare import PointComparison, compare, compare_unpaired
+from perfsuite.analysis.definition import definition_of, differing_parts
 from perfsuite.analysis.findings import find
-from perfsuite.analysis.metrics import METRICS
+from perfsuite.analysis.metrics import METRICS, METRICS_VERSION
 from perfsuite.analysis.summary import RunSummary
 from tests.made_run import FP8, NVFP4, Speed, arm, audit, made_run, scenario, server_facts
 
@@ -216,6 +217,30 @@ def test_runs_of_different_definitions_are_refused(fields: dict[str, Any], what:
     results = compare_unpaired(run(), run(made_of=scenario(**fields)))
     assert {result.reason for result in results} == {f"the runs have different definitions: {what}"}
     assert not any(result.comparable or result.points for result in results)
+
+
+def test_the_definition_of_a_run_ignores_arms_seed_and_blocks() -> None:
+    first = definition_of(run())
+    other = definition_of(run(made_of=scenario(seed=9, blocks=8, description="again")))
+    assert first.digest == other.digest
+    assert differing_parts(first, other) == ()
+
+
+def test_loop_kind_metric_formulas_prompt_file_and_emulation_are_part_of_a_definition() -> None:
+    made = run()
+    first = definition_of(made)
+    assert differing_parts(first, definition_of(made, metrics_version=METRICS_VERSION + 1)) == (
+        f"metric formulas (version {METRICS_VERSION} against {METRICS_VERSION + 1})",
+    )
+    assert differing_parts(first, definition_of(replace(made, file_digest="ab"))) == ("prompt file",)
+    assert differing_parts(first, replace(first, is_emulated=False)) == ("emulated against measured",)
+    assert differing_parts(first, replace(first, loops=("open",))) == ("loop kind (closed against open)",)
+    assert len({first.digest, replace(first, is_emulated=False).digest, replace(first, loops=("open",)).digest}) == 3
+
+
+def test_runs_with_another_prompt_file_are_refused() -> None:
+    results = compare_unpaired(run(), replace(run(), file_digest="ab"))
+    assert {result.reason for result in results} == {"the runs have different definitions: prompt file"}
 
 
 def test_a_missing_token_count_is_a_finding_with_its_cure() -> None:

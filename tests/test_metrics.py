@@ -150,7 +150,7 @@ def test_without_any_token_count_chunks_are_not_taken_for_tokens() -> None:
 def test_gaps_that_touch_a_coalesced_read_are_left_out_and_counted() -> None:
     record = request(gaps_ms=[10, 0, 12, 13, 14], chunk_read_events=[1, 2, 2, 1, 1, 1])
     scan = scan_chunks(requests_table([record]), None)
-    assert (scan.gaps_s * 1e3).tolist() == pytest.approx([13, 14])
+    assert (scan.gaps.seconds * 1e3).tolist() == pytest.approx([13, 14])
     assert scan.num_coalesced_gaps == 3
     assert scan.coalesced_ratio == pytest.approx(1 / 5)  # five reads, one of two events
 
@@ -159,7 +159,7 @@ def test_gaps_of_warmup_and_failed_requests_are_not_counted() -> None:
     table = requests_table(
         [request(0, gaps_ms=[1], phase="warmup"), request(1, gaps_ms=[2], outcome="reset"), request(2, gaps_ms=[3])]
     )
-    assert (scan_chunks(table, None).gaps_s * 1e3).tolist() == pytest.approx([3])
+    assert (scan_chunks(table, None).gaps.seconds * 1e3).tolist() == pytest.approx([3])
 
 
 def test_no_window_means_no_token_count() -> None:

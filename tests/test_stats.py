@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from perfsuite.analysis.stats import (
     decide,
     holm_alphas,
     paired_ratio,
+    rank_ratio,
     ratio_of_logs,
     t_quantile,
     two_sided_p,
@@ -117,6 +120,28 @@ def test_the_decision_table(
     assert decide(pairs_around(mean, sd), direction=direction, margin_ratio=margin, alpha=0.05).text == text
 
 
+def documented_rows() -> list[list[str]]:
+    """Rows of docs/statistics.md: metric, number of primary metrics, ratios of the pairs, ratio, verdict."""
+    text = Path("docs/statistics.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.count("|") == 6]
+    return [row for row in rows if re.match(r"[0-9.]+, ", row[2])]
+
+
+@pytest.mark.parametrize("row", documented_rows(), ids=lambda row: f"{row[4]} of {row[1]}")
+def test_the_examples_of_the_docs_are_what_is_computed(row: list[str]) -> None:
+    metric, num_primary, ratios, shown, text = row
+    direction, margin = ("higher", 0.02) if metric == "tok/s/GPU" else ("lower", 0.05)
+    estimate = ratio_of_logs([math.log(float(ratio)) for ratio in ratios.split(", ")])
+    assert shown == f"{estimate.ratio:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+    verdict = decide(estimate, direction=direction, margin_ratio=margin, alpha=0.05 / int(num_primary))
+    assert verdict.text == text
+
+
+def test_the_docs_have_an_example_of_each_verdict() -> None:
+    texts = {row[4] for row in documented_rows()}
+    assert texts == {"better", "worse", "equivalent", "better, below the margin", "inconclusive"}
+
+
 def test_the_adjusted_interval_decides_and_the_95_percent_interval_is_what_is_reported() -> None:
     estimate = pairs_around(0.05, 0.04)  # excludes 1 at 95 %, not at 1 - 0.05 / 3
     assert estimate.low is not None and estimate.low > 1
@@ -197,6 +222,39 @@ def test_unpaired_trials_that_cannot_be_compared_say_so() -> None:
     assert unpaired_ratio([1.0], [2.0, 3.0]).note == "one trial: numbers, no verdict"
     assert unpaired_ratio([1.0, 0.0], [2.0, 3.0]).ratio is None
     assert unpaired_ratio([1.0, 1.0], [2.0, 2.0]).note == "not computable: no variation between trials"
+
+
+def test_hodges_lehmann_is_given_from_eight_pairs() -> None:
+    assert paired_ratio([1.0] * 7, np.linspace(1.1, 1.3, 7).tolist()).hodges_lehmann is None
+    assert paired_ratio([1.0] * 8, np.linspace(1.1, 1.3, 8).tolist()).hodges_lehmann is not None
+
+
+def test_the_rank_interval_is_that_of_the_published_example() -> None:
+    # Hollander and Wolfe, depression scores of nine patients: y - x, estimate -0.46, 96.1 % interval [-0.786, -0.010]
+    x = [1.83, 0.50, 1.62, 2.48, 1.68, 1.88, 1.55, 3.06, 1.30]
+    y = [0.878, 0.647, 0.598, 2.05, 1.06, 1.29, 1.06, 3.14, 1.29]
+    found = rank_ratio([after - before for before, after in zip(x, y, strict=True)])
+    assert found is not None
+    assert [math.log(value) for value in (found.ratio, found.low, found.high)] == pytest.approx(
+        [-0.46, -0.786, -0.010], abs=1e-6
+    )
+
+
+def test_the_rank_interval_covers_the_truth_in_at_least_95_percent() -> None:
+    rng = np.random.default_rng(12)
+    for num, heavy in ((8, False), (12, True), (60, False)):
+        draws = rng.standard_t(3, (600, num)) if heavy else rng.normal(size=(600, num))
+        found = [rank_ratio((0.01 * row).tolist()) for row in draws]
+        covered = [estimate is not None and estimate.low <= 1 <= estimate.high for estimate in found]
+        assert 0.93 <= np.mean(covered) <= 0.985
+
+
+def test_one_wild_pair_hardly_moves_the_rank_estimate() -> None:
+    logs = [0.05, 0.051, 0.049, 0.052, 0.048, 0.05, 0.051, 0.6]
+    estimate = ratio_of_logs(logs)
+    assert estimate.hodges_lehmann is not None and estimate.low is not None
+    assert estimate.hodges_lehmann.ratio == pytest.approx(math.exp(0.05), rel=0.005)
+    assert estimate.low < 1 < estimate.hodges_lehmann.low
 
 
 def test_importing_the_analysis_does_not_load_scipy_stats() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from perfsuite.analysis.metrics import request_columns
 from perfsuite.analysis.steady import Window, in_flight, mean_in_flight, mser5_cut_ratio, steady_window
+from perfsuite.analysis.within_run import within_run_intervals
 from perfsuite.records import RequestRecord
 from perfsuite.scenario.plan import LoadPoint
 from tests.made_run import MS, failed, request, requests_table
@@ -108,3 +109,51 @@ def test_mser5_ends_at_its_bound_when_the_series_never_settles() -> None:
 
 def test_mser5_says_nothing_about_a_short_series() -> None:
     assert mser5_cut_ratio(np.ones(49)) is None
+
+
+def correlated(rho: float, num: int, seed: int) -> np.ndarray:
+    """Positive values whose logarithms have autocorrelation rho."""
+    rng = np.random.default_rng(seed)
+    logs, out = rng.normal(), np.empty(num)
+    for k, shock in enumerate(rng.normal(0, np.sqrt(1 - rho**2), num)):
+        logs = rho * logs + shock
+        out[k] = np.exp(0.5 * logs)
+    return out
+
+
+def test_a_within_run_interval_holds_the_median_of_correlated_requests() -> None:
+    covered = 0
+    for seed in range(60):
+        interval = within_run_intervals(correlated(0.9, 1500, seed), (50.0,))[50.0]
+        covered += interval.low <= 1.0 <= interval.high
+    assert covered >= 0.85 * 60  # single requests, resampled one by one, would reach 44 %
+
+
+def test_blocks_grow_with_the_correlation_and_the_effective_number_falls() -> None:
+    found = [within_run_intervals(correlated(rho, 3000, 1), (50.0,))[50.0] for rho in (0.0, 0.5, 0.9)]
+    assert [interval.block_length for interval in found] == sorted(interval.block_length for interval in found)
+    assert found[0].effective_n > 0.8 * 3000
+    assert found[2].effective_n < 0.25 * 3000
+
+
+def test_without_correlation_the_interval_is_that_of_the_order_statistics() -> None:
+    values = correlated(0.0, 2000, 3)
+    interval = within_run_intervals(values, (50.0,))[50.0]
+    ordered = np.sort(values)
+    low, high = (ordered[round(1000 + sign * 1.96 * np.sqrt(2000) / 2)] for sign in (-1, 1))
+    assert (interval.low, interval.high) == (pytest.approx(low, rel=0.02), pytest.approx(high, rel=0.02))
+
+
+def test_too_few_requests_have_no_interval_and_the_same_requests_the_same_one() -> None:
+    values = correlated(0.5, 298, 1)
+    assert set(within_run_intervals(values, (50.0, 99.0))) == {50.0}  # p99 needs 299
+    assert within_run_intervals(values[:49], (50.0,)) == {}
+    assert within_run_intervals(np.append(values, np.nan), (50.0,)) == within_run_intervals(values, (50.0,))
+
+
+def test_a_long_series_is_thinned_and_a_constant_one_has_no_width() -> None:
+    interval = within_run_intervals(np.random.default_rng(1).normal(size=50_000), (50.0,))[50.0]
+    assert interval.num_samples == 50_000
+    assert interval.low < 0.02 and interval.high > -0.02
+    constant = within_run_intervals(np.full(100, 3.0), (50.0,))[50.0]
+    assert (constant.low, constant.high) == (3.0, 3.0)

@@ -12,12 +12,14 @@ import pyarrow as pa
 from perfsuite.analysis.metrics import MISSING_NS, Flags, RequestColumns
 from perfsuite.records import OUTCOMES
 
-NOT_JUDGED = ("unsent", "cancelled")  # outcomes that are perfsuite's doing, not the server's
+NOT_JUDGED = ("unsent", "cancelled", "cancelled_as_planned")  # outcomes that are perfsuite's doing, not the server's
+
+_NO_ERRORS = ("ok", "unsent", "cancelled_as_planned")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accounting:
-    """Counts of a trial's requests. planned = sent + sum(unsent); sent = ok + sum(errors).
+    """Counts of a trial's requests. planned = sent + sum(unsent); sent = ok + cancelled_as_planned + sum(errors).
 
     sent           every request that was tried, failed connections included
     unsent         by detail
@@ -27,6 +29,7 @@ class Accounting:
     measured_errors  those of measured_sent that failed, by outcome
     measured_unsent  measured requests that were never sent, by detail
     mismatch       what does not add up; None = all does
+    cancelled_as_planned  requests that the client closed because the plan wanted it; neither ok nor errors
     """
 
     planned: int
@@ -39,6 +42,7 @@ class Accounting:
     measured_errors: Mapping[str, int]
     measured_unsent: Mapping[str, int]
     mismatch: str | None
+    cancelled_as_planned: int = 0
 
     @property
     def measured_failed(self) -> int:
@@ -50,7 +54,7 @@ def account(requests: pa.Table, columns: RequestColumns, *, planned: int | None)
     counts = Counter(columns.outcome.tolist())
     is_unsent = columns.outcome == "unsent"
     measured = Counter(columns.outcome[columns.is_measured].tolist())
-    kinds = [outcome for outcome in OUTCOMES if counts[outcome] and outcome not in ("ok", "unsent")]
+    kinds = [outcome for outcome in OUTCOMES if counts[outcome] and outcome not in _NO_ERRORS]
     is_judged = columns.is_measured & ~np.isin(columns.outcome, NOT_JUDGED)
     return Accounting(
         planned=len(columns) if planned is None else planned,
@@ -63,6 +67,7 @@ def account(requests: pa.Table, columns: RequestColumns, *, planned: int | None)
         measured_errors={kind: measured[kind] for kind in kinds if measured[kind] and kind not in NOT_JUDGED},
         measured_unsent=_by_detail(requests, is_unsent & columns.is_measured),
         mismatch=_mismatch(columns, counts, planned),
+        cancelled_as_planned=counts["cancelled_as_planned"],
     )
 
 

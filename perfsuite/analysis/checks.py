@@ -17,8 +17,10 @@ import numpy as np
 from perfsuite.analysis.accounting import Accounting
 from perfsuite.analysis.chunks import ChunkScan
 from perfsuite.analysis.metrics import SERVER_GONE, Floats, RequestColumns
+from perfsuite.analysis.server_checks import CACHE_HITS_INVALID_RATIO, server_doubts
 from perfsuite.analysis.steady import Window, in_flight
-from perfsuite.records import ClientAudit, TrialFacts
+from perfsuite.records import ClientAudit, ServerFacts, TrialFacts
+from perfsuite.scenario.arm import Arm
 from perfsuite.scenario.plan import LoadPoint
 
 # A send is late beyond max(floor, 10 % of the scale); scale: the mean gap between arrivals (open loop), the median
@@ -81,7 +83,7 @@ REASONS: dict[str, ReasonDoc] = {
         meaning="the engine's process ended during the trial", cure="read the engine's log in the bundle"
     ),
     "accounting": ReasonDoc(
-        meaning="the records do not add up: planned = sent + unsent, sent = ok + errors",
+        meaning="the records do not add up: planned = sent + unsent, sent = ok + cancelled as planned + errors",
         cure="this is a defect of perfsuite or a damaged bundle: keep the bundle and report it",
     ),
     "no_steady_window": ReasonDoc(
@@ -97,7 +99,8 @@ REASONS: dict[str, ReasonDoc] = {
         cure="`perfsuite show` counts each kind of error; the engine's log in the bundle has its side",
     ),
     "unsent": ReasonDoc(
-        meaning="measured requests were never sent, because the server was gone or the client failed; beyond "
+        meaning="measured requests were never sent, because the server was gone, an earlier turn of their session "
+        "failed, or the client failed; beyond "
         f"{UNSENT_INVALID_RATIO * 100:.0f} % the trial is invalid",
         cure="the detail says why; read the engine's log, and repair the server before running again",
     ),
@@ -117,6 +120,20 @@ REASONS: dict[str, ReasonDoc] = {
     "emulator_saturated": ReasonDoc(
         meaning=f"the emulated engine's steps took over {STEP_SLIP_INVALID_RATIO * 100:.0f} % longer than modelled",
         cure="a lower load or a faster host: the emulator itself was the bottleneck",
+    ),
+    "nonsense_answers": ReasonDoc(
+        meaning="before the trial the server gave wrong answers to most of the known questions, or no language at all",
+        cure="read them in servers.jsonl; check checkpoint, kernels and quantization; random weights are declared with "
+        "load_format: dummy or known_answers: false",
+    ),
+    "prefix_cache_hits": ReasonDoc(
+        meaning="prompt tokens were taken from the engine's prefix cache although the arm has it off; beyond "
+        f"{CACHE_HITS_INVALID_RATIO * 100:.0f} % of them the trial is invalid",
+        cure="start the server with its prefix cache off, or write prefix_cache: true in both arms",
+    ),
+    "power_required": ReasonDoc(
+        meaning="the scenario requires power (telemetry.require_power), and the trial has no energy",
+        cure="`perfsuite telemetry probe` says what the GPUs tell; the detail has the reason",
     ),
     "coalesced_reads": ReasonDoc(
         meaning=f"over {COALESCED_DEGRADED_RATIO * 100:.0f} % of the reads held several events with one timestamp",
@@ -144,8 +161,10 @@ def judge(
     window_note: str | None,
     held: float | None,
     scan: ChunkScan,
+    arm: Arm | None = None,
+    server: ServerFacts | None = None,
 ) -> tuple[Reason, ...]:
-    """Every reason to doubt a trial. held: mean in flight over the window, None without one."""
+    """Every reason to doubt a trial. held: mean in flight over the window, None without one; server: of its block."""
     if facts.status == "not_played":
         return (Reason(code="not_played", severity="invalid", detail="never played"),)
     reasons = [
@@ -161,6 +180,7 @@ def judge(
         _steal(facts.audit),
         _step_slip(facts.engine_stats),
         _coalesced(scan.coalesced_ratio),
+        *(Reason(code=c, severity=s, detail=d) for c, s, d in server_doubts(facts.engine_stats, columns, arm, server)),
     ]
     return _one_of_each_code([reason for reason in reasons if reason is not None])
 

@@ -3,7 +3,7 @@
 A chunk counts the tokens the server told. Where it does not tell, the request's n_out is spread evenly over its chunks;
 where n_out is unknown too (a failed request), each chunk counts the trial's mean tokens per chunk. When an answered
 request has no count, or nothing gives that mean, tokens are withheld: a chunk is not a token.
-Chunks by the hundred million are scanned in slices, so that memory stays bounded.
+Chunks by the hundred million are scanned in slices, and their gaps counted, so that memory stays bounded.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from perfsuite.analysis.gap_counts import GapCounter, GapCounts
 from perfsuite.analysis.metrics import (
     Flags,
     Floats,
@@ -27,7 +28,7 @@ from perfsuite.analysis.metrics import (
 from perfsuite.analysis.steady import Window
 
 NUM_BINS = 200  # of the window, for the check of steadiness
-REQUESTS_PER_SLICE = 8_000  # the columns of a slice stay in the processor's cache
+CHUNKS_PER_SLICE = 256_000  # the columns of a slice stay in the processor's cache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +55,7 @@ class ChunkScan:
 
     window_tokens        output tokens that arrived in the window; None without a window or without token counts
     bin_tokens           the same per 1/200 of the window, shape (200,); None where window_tokens is
-    gaps_s               gaps of measured ok requests that touch no coalesced read
+    gaps                 gaps of measured ok requests that touch no coalesced read
     num_coalesced_gaps   the gaps left out
     coalesced_ratio      reads with several token-bearing events / reads; None without reads
     tokens_per_chunk     of measured ok requests; None when unknown
@@ -63,47 +64,136 @@ class ChunkScan:
 
     window_tokens: float | None
     bin_tokens: Floats | None
-    gaps_s: Floats
+    gaps: GapCounts
     num_coalesced_gaps: int
     coalesced_ratio: float | None
     tokens_per_chunk: float | None
     untold: str | None = None
 
 
-def scan_chunks(requests: pa.Table, window: Window | None) -> ChunkScan:
-    """Scan the chunks of one trial's requests."""
-    fallback = _mean_tokens_per_chunk(requests)
-    window_tokens, bins = 0.0, np.zeros(NUM_BINS)
-    gaps: list[NDArray[np.int32]] = []
-    num_coalesced_gaps = 0
-    num_reads, num_coalesced_reads = 0.0, 0.0
-    num_ok, num_untold, has_unknown = 0, 0, False
-    for columns, chunks in _slices(requests):
-        num_ok += int(columns.is_ok.sum())
-        num_untold += len(np.unique(chunks.owner[columns.is_ok[chunks.owner] & np.isnan(chunks.tokens)]))
-        has_unknown = has_unknown or bool(np.isnan(chunks.tokens).any())
-        if window is not None:
-            in_window = (chunks.t_ns >= window.t0_ns) & (chunks.t_ns <= window.t1_ns)
-            tokens = np.nan_to_num(chunks.tokens[in_window], nan=fallback or 0.0)
-            window_tokens += float(tokens.sum())
-            bins += _binned(chunks.t_ns[in_window], tokens, window)
-        clean, num_touching = _gaps_us(chunks, columns.is_ok & columns.is_measured)
-        gaps.append(clean)
-        num_coalesced_gaps += num_touching
-        share_of_read = 1.0 / np.maximum(chunks.read_events, 1)
-        num_reads += float(share_of_read.sum())
-        num_coalesced_reads += float(share_of_read[chunks.read_events > 1].sum())
-    untold = _untold(num_ok, num_untold, has_unknown and fallback is None)
+@dataclass(slots=True)
+class _Totals:
+    """Sums over the slices. reads: number of chunks by the events of their read, shape (256,)."""
+
+    bins: Floats
+    gaps: GapCounter
+    reads: Ints
+    num_coalesced_gaps: int = 0
+    num_untold: int = 0
+    has_unknown: bool = False
+
+
+def scan_chunks(
+    requests: pa.Table,
+    window: Window | None,
+    columns: RequestColumns | None = None,
+    *,
+    chunks_per_slice: int = CHUNKS_PER_SLICE,
+) -> ChunkScan:
+    """Scan the chunks of one trial's requests. columns: those of `requests`, when they are at hand."""
+    columns = columns if columns is not None else request_columns(requests)
+    fallback = _mean_tokens_per_chunk(requests, columns)
+    totals = _Totals(bins=np.zeros(NUM_BINS), gaps=GapCounter(), reads=np.zeros(256, dtype=np.int64))
+    for rows in _slices(requests, chunks_per_slice):
+        _scan_slice(totals, requests.slice(rows.start, rows.stop - rows.start), columns, rows, window, fallback or 0.0)
+    per_read = totals.reads / np.maximum(np.arange(256), 1)
+    num_reads = float(per_read.sum())
+    untold = _untold(int(columns.is_ok.sum()), totals.num_untold, totals.has_unknown and fallback is None)
     is_counted = window is not None and untold is None
     return ChunkScan(
-        window_tokens=window_tokens if is_counted else None,
-        bin_tokens=bins if is_counted else None,
-        gaps_s=np.concatenate(gaps) / 1e6 if gaps else np.zeros(0),
-        num_coalesced_gaps=num_coalesced_gaps,
-        coalesced_ratio=num_coalesced_reads / num_reads if num_reads else None,
+        window_tokens=float(totals.bins.sum()) if is_counted else None,
+        bin_tokens=totals.bins if is_counted else None,
+        gaps=totals.gaps.counts(),
+        num_coalesced_gaps=totals.num_coalesced_gaps,
+        coalesced_ratio=float(per_read[2:].sum()) / num_reads if num_reads else None,
         tokens_per_chunk=fallback,
         untold=untold,
     )
+
+
+def _slices(requests: pa.Table, chunks_per_slice: int) -> Iterator[slice]:
+    """Rows that hold about so many chunks together, one row at least."""
+    lengths = list_lengths(requests["chunk_delta_us"])
+    ends = np.cumsum(lengths)
+    start = 0
+    while start < len(lengths):
+        before = int(ends[start - 1]) if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, before + chunks_per_slice, side="right")))
+        yield slice(start, stop)
+        start = stop
+
+
+def _scan_slice(
+    totals: _Totals, part: pa.Table, columns: RequestColumns, rows: slice, window: Window | None, fallback: float
+) -> None:
+    deltas = as_list_array(part["chunk_delta_us"])
+    lengths = list_lengths(deltas)
+    delta_us = deltas.flatten().to_numpy(zero_copy_only=False)
+    begins = np.cumsum(lengths) - lengths
+    told, is_told = _told(part, lengths)
+    is_ok, has_chunks = columns.is_ok[rows], lengths > 0
+    spread = columns.n_out[rows] / np.maximum(lengths, 1)
+    is_unknown = has_chunks & ~is_told & np.isnan(spread)
+    totals.num_untold += int((is_unknown & is_ok).sum())
+    totals.has_unknown = totals.has_unknown or bool(is_unknown.any())
+    if window is not None and len(delta_us):
+        origin_ns = np.where(columns.is_sent[rows], columns.t_send_ns[rows], columns.t_sched_ns[rows]) - window.t0_ns
+        since_ns = _arrivals_ns(delta_us, lengths, begins, origin_ns)
+        spread = np.nan_to_num(spread, nan=fallback)
+        totals.bins += _binned(since_ns, _weights(spread, lengths, told, is_told), window.t1_ns - window.t0_ns)
+    events = as_list_array(part["chunk_read_events"]).flatten().to_numpy(zero_copy_only=False)
+    events = events if len(events) == len(delta_us) else np.ones(len(delta_us), dtype=np.uint8)
+    totals.reads += np.bincount(events, minlength=256)
+    is_gap = np.repeat(is_ok & columns.is_measured[rows], lengths)
+    is_gap[begins[has_chunks]] = False
+    is_coalesced = events > 1
+    if is_coalesced.any():
+        is_touching = is_coalesced
+        is_touching[1:] |= events[:-1] > 1
+        totals.num_coalesced_gaps += int((is_gap & is_touching).sum())
+        is_gap &= ~is_touching
+    totals.gaps.add(delta_us[is_gap])
+
+
+def _told(part: pa.Table, lengths: Ints) -> tuple[NDArray[np.int32], Flags]:
+    """Tokens of the chunks that the server told them of, flat, and for each request whether it told those of its."""
+    told = as_list_array(part["chunk_tokens"])
+    told_lengths = list_lengths(told)
+    is_told = (told_lengths == lengths) & (lengths > 0)
+    flat = told.flatten().to_numpy(zero_copy_only=False)
+    return flat[np.repeat(is_told, told_lengths)], is_told
+
+
+def _arrivals_ns(delta_us: NDArray[np.int32], lengths: Ints, begins: Ints, origin_ns: Ints) -> Ints:
+    """Arrival of each chunk, counted from where origin_ns of its request is."""
+    total_us = np.cumsum(delta_us, dtype=np.int64)
+    before_us = np.append(0, total_us)[begins]
+    total_us *= 1000
+    total_us += np.repeat(origin_ns - before_us * 1000, lengths)
+    return total_us
+
+
+def _weights(spread: Floats, lengths: Ints, told: NDArray[np.int32], is_told: Flags) -> Floats | float:
+    """Tokens of each chunk, shape (num_chunks,); one number where all are alike."""
+    used = spread[lengths > 0]
+    if not is_told.any() and (used == used[0]).all():
+        return float(used[0])
+    weights = np.repeat(spread, lengths)
+    weights[np.repeat(is_told, lengths)] = told
+    return weights
+
+
+def _binned(since_ns: Ints, weights: Floats | float, width_ns: int) -> Floats:
+    """Tokens per equal part of the window, shape (NUM_BINS,). since_ns: after its begin; both ends are inside."""
+    is_inside = since_ns.view(np.uint64) <= np.uint64(width_ns)  # a negative number is a huge one
+    if not is_inside.all():
+        since_ns = since_ns[is_inside]
+        weights = weights if isinstance(weights, float) else weights[is_inside]
+    bins = (since_ns * (NUM_BINS / width_ns)).astype(np.int64)
+    np.minimum(bins, NUM_BINS - 1, out=bins)
+    if isinstance(weights, float):
+        return np.bincount(bins, minlength=NUM_BINS).astype(np.float64) * weights
+    return np.bincount(bins, weights=weights, minlength=NUM_BINS).astype(np.float64)
 
 
 def _untold(num_ok: int, num_untold: int, is_without_mean: bool) -> str | None:
@@ -113,13 +203,6 @@ def _untold(num_ok: int, num_untold: int, is_without_mean: bool) -> str | None:
     if num_untold:
         return f"no token count of {num_untold:,} of {num_ok:,} answers"
     return "no answer tells the tokens per chunk" if is_without_mean else None
-
-
-def _slices(requests: pa.Table) -> Iterator[tuple[RequestColumns, Chunks]]:
-    for start in range(0, requests.num_rows, REQUESTS_PER_SLICE):
-        part = requests.slice(start, REQUESTS_PER_SLICE)
-        columns = request_columns(part)
-        yield columns, read_chunks(part, columns)
 
 
 def read_chunks(requests: pa.Table, columns: RequestColumns) -> Chunks:
@@ -150,36 +233,16 @@ def read_chunks(requests: pa.Table, columns: RequestColumns) -> Chunks:
 
 def _tokens(requests: pa.Table, columns: RequestColumns, lengths: Ints) -> tuple[Floats, Flags]:
     """Tokens of each chunk and whether the server told them."""
-    told = as_list_array(requests["chunk_tokens"])
-    told_lengths = list_lengths(told)
-    is_told_request = (told_lengths == lengths) & (lengths > 0)
+    told, is_told_request = _told(requests, lengths)
     is_told = np.repeat(is_told_request, lengths)
-    spread = columns.n_out / np.maximum(lengths, 1)
-    tokens = np.repeat(spread, lengths)
-    flat = told.flatten().to_numpy(zero_copy_only=False)
-    tokens[is_told] = flat[np.repeat(is_told_request, told_lengths)]
+    tokens = np.repeat(columns.n_out / np.maximum(lengths, 1), lengths)
+    tokens[is_told] = told
     return tokens, is_told
 
 
-def _mean_tokens_per_chunk(requests: pa.Table) -> float | None:
+def _mean_tokens_per_chunk(requests: pa.Table, columns: RequestColumns) -> float | None:
     """Sum of n_out / number of chunks, over measured ok requests; None when there are none."""
-    columns = request_columns(requests)
-    lengths = list_lengths(as_list_array(requests["chunk_delta_us"]))
+    lengths = list_lengths(requests["chunk_delta_us"])
     counted = columns.is_ok & columns.is_measured & np.isfinite(columns.n_out) & (lengths > 0)
     num_chunks = int(lengths[counted].sum())
     return float(columns.n_out[counted].sum()) / num_chunks if num_chunks else None
-
-
-def _binned(t_ns: Ints, tokens: Floats, window: Window) -> Floats:
-    """Tokens per equal part of the window, shape (NUM_BINS,)."""
-    share = (t_ns - window.t0_ns) / (window.t1_ns - window.t0_ns)
-    bins = np.minimum((share * NUM_BINS).astype(np.int64), NUM_BINS - 1)
-    return np.bincount(bins, weights=tokens, minlength=NUM_BINS).astype(np.float64)
-
-
-def _gaps_us(chunks: Chunks, is_counted: Flags) -> tuple[NDArray[np.int32], int]:
-    """(gaps between chunks of counted requests, number of gaps left out because a read at either end was coalesced)."""
-    is_gap = ~chunks.is_first & is_counted[chunks.owner]
-    is_coalesced = chunks.read_events > 1
-    touches = is_coalesced | np.append(False, is_coalesced[:-1])[: len(is_coalesced)]
-    return chunks.delta_us[is_gap & ~touches], int((is_gap & touches).sum())

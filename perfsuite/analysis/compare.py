@@ -11,9 +11,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from perfsuite.analysis.definition import definition_of, differing_parts
 from perfsuite.analysis.differences import CONFOUND, KINDS, Difference, differences
+from perfsuite.analysis.equal_service import EqualService
+from perfsuite.analysis.looks import look_at_point
 from perfsuite.analysis.metrics import METRICS, Metric
+from perfsuite.analysis.sequential import Look
+from perfsuite.analysis.service_curves import services
 from perfsuite.analysis.stats import (
+    ALPHA,
     MIN_PAIRS,
     SCOUT_PAIRS,
     PairedRatio,
@@ -65,9 +71,10 @@ class PointComparison:
     """One load point of a comparison.
 
     num_pairs      pairs of usable trials; num_planned: pairs of the scenario
-    label          "scout" with fewer than 6 pairs, "unpaired" across runs, else ""
+    label          "scout" with fewer than 6 pairs that no look settled, "unpaired" across runs, else ""
     comparable     at least two pairs of usable trials; `reason` says why not
     baseline_trials, candidate_trials  ordinals of the trials that entered, in pair order
+    look           the look that the verdicts of the primary metrics are of; None without looks
     """
 
     load_point: int
@@ -80,6 +87,7 @@ class PointComparison:
     baseline_trials: tuple[int, ...]
     candidate_trials: tuple[int, ...]
     metrics: tuple[MetricComparison, ...]
+    look: Look | None = None
 
     def metric(self, name: str) -> MetricComparison:
         """The comparison of one metric. Raises KeyError."""
@@ -94,7 +102,7 @@ class ComparisonResult:
     """One comparison over all load points. comparable: every load point is; `reason` names those that are not.
 
     points: none when the comparison is refused: emulated against measured, a confound in mode matched, or runs of
-    different definitions.
+    different definitions. equal_service: ratios at equal interactivity and SLO, over the load points of a loop.
     """
 
     baseline: str
@@ -104,6 +112,7 @@ class ComparisonResult:
     reason: str | None
     points: tuple[PointComparison, ...]
     differences: tuple[Difference, ...]
+    equal_service: tuple[EqualService, ...] = ()
 
 
 Side = Sequence[TrialSummary]
@@ -128,7 +137,8 @@ def _compare_arms(summary: RunSummary, index: int) -> ComparisonResult:
     points = tuple(_compare_point(summary, point, *sides) for point in range(len(summary.load_points)))
     rows = differences_of_arms(summary, spec.baseline, spec.candidate)
     refusal = _confounded(rows) if summary.scenario.mode == "matched" else None
-    return _result(spec.baseline, spec.candidate, sides, points, rows, refusal)
+    arms = (spec.baseline, spec.candidate)
+    return _result(arms, sides, points, rows, refusal, services(summary, arms, arms, sides))
 
 
 def differences_of_arms(summary: RunSummary, baseline: str, candidate: str) -> tuple[Difference, ...]:
@@ -149,27 +159,28 @@ def _confounded(rows: Iterable[Difference]) -> str | None:
 
 
 def _result(
-    baseline: str,
-    candidate: str,
+    names: tuple[str, str],
     sides: Sequence[Side],
     points: tuple[PointComparison, ...],
     rows: tuple[Difference, ...],
     refusal: str | None,
+    equal: tuple[EqualService, ...],
 ) -> ComparisonResult:
-    reason = _mixed(baseline, candidate, sides) or refusal
+    reason = _mixed(*names, sides) or refusal
     if reason is None:
         failed = [f"{point.load_label}: {point.reason}" for point in points if not point.comparable]
         reason = "; ".join(failed) or None
     else:
-        points = ()
+        points, equal = (), ()
     return ComparisonResult(
-        baseline=baseline,
-        candidate=candidate,
+        baseline=names[0],
+        candidate=names[1],
         emulated=any(trial.emulated for side in sides for trial in side),
         comparable=reason is None,
         reason=reason,
         points=points,
         differences=rows,
+        equal_service=equal,
     )
 
 
@@ -186,7 +197,10 @@ def _compare_point(summary: RunSummary, point: int, baseline: Side, candidate: S
     by_pair = [_usable_by_pair(side, point) for side in (baseline, candidate)]
     pairs = sorted(by_pair[0].keys() & by_pair[1].keys())
     sides = [[trials[pair] for pair in pairs] for trials in by_pair]
-    planned = summary.scenario.blocks
+    at_point = [[trial for trial in side if trial.load_point == point] for side in (baseline, candidate)]
+    look = look_at_point(summary.scenario, at_point[0], at_point[1])
+    is_ended = look is not None and look.is_settled
+    planned = look.num_pairs if look is not None and is_ended else summary.scenario.blocks
     reason = None
     if len(pairs) < MIN_PAIRS:
         reason = f"{counted(len(pairs), 'usable pair')} of {planned}, at least {MIN_PAIRS} are needed"
@@ -195,12 +209,13 @@ def _compare_point(summary: RunSummary, point: int, baseline: Side, candidate: S
         load_label=summary.load_points[point].label,
         num_pairs=len(pairs),
         num_planned=planned,
-        label="scout" if len(pairs) < SCOUT_PAIRS else "",
+        label="scout" if len(pairs) < SCOUT_PAIRS and not is_ended else "",
         comparable=reason is None,
         reason=reason,
         baseline_trials=tuple(trial.trial for trial in sides[0]),
         candidate_trials=tuple(trial.trial for trial in sides[1]),
-        metrics=compare_metrics(summary.scenario.primary_metrics, *sides, estimator=paired_ratio),
+        metrics=compare_metrics(summary.scenario.primary_metrics, *sides, estimator=paired_ratio, look=look),
+        look=look,
     )
 
 
@@ -210,25 +225,36 @@ def _usable_by_pair(side: Side, point: int) -> dict[int, TrialSummary]:
 
 
 def compare_metrics(
-    primary: Sequence[str], baseline: Side, candidate: Side, *, estimator: Estimator
+    primary: Sequence[str], baseline: Side, candidate: Side, *, estimator: Estimator, look: Look | None = None
 ) -> tuple[MetricComparison, ...]:
-    """Every metric that either side has, judged in two Holm families: the primary metrics, and the others."""
+    """Every metric that either side has, judged in two Holm families: the primary metrics, and the others.
+
+    look: its verdicts are those of the primary metrics, and its level is that of the others' family.
+    """
     values = {name: [[trial.metrics[name] for trial in side] for side in (baseline, candidate)] for name in METRICS}
     estimates = {name: estimator(*values[name]) for name in METRICS}
     secondary = [name for name in SECONDARY if name not in primary and _has_values(values[name])]
     alphas: dict[str, float] = {}
     for family in (list(dict.fromkeys(primary)), secondary):
-        alphas |= zip(family, holm_alphas([estimates[name].p for name in family]), strict=True)
-    return tuple(
-        _metric_row(
-            METRICS[name], name in primary, values[name], estimates[name], alphas.get(name), baseline, candidate
-        )
-        for name in METRICS
-    )
+        p_values = [estimates[name].p for name in family]
+        alphas |= zip(family, holm_alphas(p_values, ALPHA if look is None else look.level), strict=True)
+    told = look.verdicts if look is not None else {}
+    rows = []
+    for name, metric in METRICS.items():
+        verdict = told.get(name) or _verdict(metric, estimates[name], alphas.get(name))
+        rows.append(_metric_row(metric, name in primary, values[name], estimates[name], verdict, baseline, candidate))
+    return tuple(rows)
 
 
 def _has_values(sides: Iterable[Sequence[float | None]]) -> bool:
     return all(any(value is not None for value in side) for side in sides)
+
+
+def _verdict(metric: Metric, estimate: PairedRatio, alpha: float | None) -> Verdict:
+    """By the decision table; none for a metric of no family."""
+    if alpha is None:
+        return Verdict(word=None, note="a fact, or another metric's verdict in other units")
+    return decide(estimate, direction=metric.direction, margin_ratio=metric.margin_ratio, alpha=alpha)
 
 
 def _metric_row(
@@ -236,13 +262,10 @@ def _metric_row(
     is_primary: bool,
     values: Sequence[Sequence[float | None]],
     estimate: PairedRatio,
-    alpha: float | None,
+    verdict: Verdict,
     baseline: Side,
     candidate: Side,
 ) -> MetricComparison:
-    verdict = Verdict(word=None, note="a fact, or another metric's verdict in other units")
-    if alpha is not None:
-        verdict = decide(estimate, direction=metric.direction, margin_ratio=metric.margin_ratio, alpha=alpha)
     notes = [trial.notes[metric.name] for side in (baseline, candidate) for trial in side if metric.name in trial.notes]
     return MetricComparison(
         metric=metric,
@@ -264,7 +287,7 @@ def compare_unpaired(baseline: RunSummary, candidate: RunSummary) -> tuple[Compa
     """Each arm of one run with the arm of the same name of another run; Welch's interval, labelled "unpaired".
 
     Runs at different times share no drift: their verdicts are weaker than pairs. Refused (comparable False) where the
-    runs' definitions differ: model, workload, load points, SLO.
+    runs' definitions differ (analysis/definition.py).
     """
     refusal = differing_definitions(baseline, candidate)
     names = [name for name in baseline.scenario.arms if name in candidate.scenario.arms]
@@ -273,13 +296,7 @@ def compare_unpaired(baseline: RunSummary, candidate: RunSummary) -> tuple[Compa
 
 def differing_definitions(baseline: RunSummary, candidate: RunSummary) -> str | None:
     """Why two runs must not be compared, or None."""
-    pairs = {
-        "model": (baseline.scenario.model, candidate.scenario.model),
-        "workload": (baseline.scenario.workload, candidate.scenario.workload),
-        "load points": (baseline.load_points, candidate.load_points),
-        "slo": (baseline.scenario.slo, candidate.scenario.slo),
-    }
-    differing = [name for name, (before, after) in pairs.items() if before != after]
+    differing = differing_parts(definition_of(baseline), definition_of(candidate))
     if differing:
         return f"the runs have different definitions: {', '.join(differing)}"
     if not set(baseline.scenario.arms) & set(candidate.scenario.arms):
@@ -293,7 +310,9 @@ def _compare_runs(baseline: RunSummary, candidate: RunSummary, arm: str, refusal
     rows = differences(
         baseline.scenario.arms[arm], candidate.scenario.arms[arm], baseline.facts_of(arm), candidate.facts_of(arm)
     )
-    return _result(f"{arm} (first run)", f"{arm} (second run)", sides, points, rows, refusal)
+    names = (f"{arm} (first run)", f"{arm} (second run)")
+    equal = () if refusal else services(baseline, (arm, arm), names, sides, is_paired=False)
+    return _result(names, sides, points, rows, refusal, equal)
 
 
 def _compare_point_unpaired(summary: RunSummary, point: int, baseline: Side, candidate: Side) -> PointComparison:

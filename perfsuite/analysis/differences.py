@@ -11,35 +11,17 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
+from perfsuite.analysis.difference import CONFOUND, CONSEQUENCE, ENTAILED, KINDS, Difference
+from perfsuite.analysis.library_rows import entailed_by_experts, library_rows, manifest_rows
 from perfsuite.errors import ScenarioError
 from perfsuite.records import ServerFacts
 from perfsuite.scenario.arm import Arm
 from perfsuite.scenario.schema import Scenario
 from perfsuite.units import format_bytes
-
-ENTAILED, CONFOUND, CONSEQUENCE = KINDS = ("entailed", "confound", "consequence")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Difference:
-    """One thing that differs. key: dotted name; kind: entailed, confound or consequence; source: where it was read."""
-
-    key: str
-    baseline: str
-    candidate: str
-    kind: str
-    why: str
-    source: str
-
-    @property
-    def text(self) -> str:
-        """What differs: "max_num_seqs: 8 against 16"."""
-        return f"{self.key}: {self.baseline} against {self.candidate}"
-
 
 # What a key's difference is, and why it matters. A key not listed takes the entry of its longest listed beginning up
 # to a dot; "" is what remains: a setting nobody has classified may change the result.
@@ -61,6 +43,22 @@ _CLASSES: dict[str, tuple[str, str]] = {
     "gpu": (CONFOUND, "other hardware"),
     "gpu_name": (CONFOUND, "other hardware"),
     "parallelism": (CONFOUND, "decides what each GPU holds and what they exchange"),
+    "origin": (CONFOUND, "another model: the checkpoints were not made from one and the same"),
+    "cuda_graphs": (CONFOUND, "without them each step launches its kernels one by one"),
+    "cuda_graph_max_batch": (CONFOUND, "larger batches run without a captured graph"),
+    "moe_backend": (CONFOUND, "the kernels of the experts, where both could run the same"),
+    "attention_backend": (CONFOUND, "the kernels of attention, which is the same in both"),
+    "speculation": (CONFOUND, "several tokens a step: chunk gaps and TPOT mean something else"),
+    "stream_interval": (CONFOUND, "tokens in a chunk: chunk gaps and TTFT mean something else"),
+    "load_format": (CONFOUND, "random weights route tokens to other experts"),
+    "tokenizer": (CONFOUND, "the same text becomes other tokens"),
+    "custom_tokenizer": (CONFOUND, "the same text becomes other tokens"),
+    "trust_remote_code": (CONFOUND, "may run the model's own code instead of the engine's"),
+    "reasoning_parser": (CONFOUND, "holds back or relabels chunks of reasoning"),
+    "engine_version": (CONFOUND, "another version is another program"),
+    "container": (CONFOUND, "another image or limits of its own"),
+    "srun": (CONFOUND, "other limits of the Slurm step"),
+    "llm_api_options": (CONFOUND, "a free choice of the launch options"),
     "kv_cache_dtype": (CONFOUND, "halves or doubles the KV bytes; auto resolves differently for each checkpoint"),
     "dtype": (CONFOUND, "type of everything that is not quantized"),
     "max_num_seqs": (CONFOUND, "limits the batch"),
@@ -72,6 +70,36 @@ _CLASSES: dict[str, tuple[str, str]] = {
     "flags": (CONFOUND, "a free choice of the launch command"),
     "env": (CONFOUND, "a free choice of the launch environment"),
     "emulator": (CONFOUND, "settings of the hardware model"),
+    # What servers call their settings, resolved.
+    "enforce_eager": (CONFOUND, "without CUDA graphs each step launches its kernels one by one"),
+    "device_config": (CONFOUND, "other hardware"),
+    "enable_prefix_caching": (CONFOUND, "skips prefill of repeated text"),
+    "disable_radix_cache": (CONFOUND, "skips prefill of repeated text"),
+    "enable_chunked_prefill": (CONFOUND, "trades TTFT against TPOT"),
+    "gpu_memory_utilization": (CONFOUND, "decides the KV capacity"),
+    "mem_fraction_static": (CONFOUND, "decides the KV capacity; left out, the engine chooses by the free memory"),
+    "max_running_requests": (CONFOUND, "limits the batch; left out, the engine chooses by the free memory"),
+    "max_prefill_tokens": (CONFOUND, "limits the tokens of a step, so prefill and TTFT"),
+    "chunked_prefill_size": (CONFOUND, "limits the tokens of a step, so prefill and TTFT"),
+    "rank_max_num_batched_tokens": (CONFOUND, "limits the tokens of a step, so prefill and TTFT"),
+    "rank_max_num_tokens": (CONFOUND, "limits the tokens of a step, so prefill and TTFT"),
+    "rank_max_batch_size": (CONFOUND, "limits the batch"),
+    "rank_max_num_requests": (CONFOUND, "limits the batch"),
+    "context_length": (CONFOUND, "decides how memory is reserved"),
+    "speculative_algorithm": (CONFOUND, "several tokens a step: chunk gaps and TPOT mean something else"),
+    "speculative_num_steps": (CONFOUND, "several tokens a step: chunk gaps and TPOT mean something else"),
+    "speculative_num_draft_tokens": (CONFOUND, "several tokens a step: chunk gaps and TPOT mean something else"),
+    "tensor_parallel_size": (CONFOUND, "decides what each GPU holds and what they exchange"),
+    "pipeline_parallel_size": (CONFOUND, "decides what each GPU holds and what they exchange"),
+    "data_parallel_size": (CONFOUND, "decides what each GPU holds and what they exchange"),
+    "tp_size": (CONFOUND, "decides what each GPU holds and what they exchange"),
+    "pp_size": (CONFOUND, "decides what each GPU holds and what they exchange"),
+    "dp_size": (CONFOUND, "decides what each GPU holds and what they exchange"),
+    "attn_dp_size": (CONFOUND, "decides what each GPU holds and what they exchange"),
+    "ep_size": (CONFOUND, "decides what each GPU holds and what they exchange"),
+    "effective_max_running_requests_per_dp": (CONSEQUENCE, "how many requests the KV capacity lets run"),
+    "page_size": (CONSEQUENCE, "the engine's choice for its attention kernel"),
+    "tokens_per_block": (CONSEQUENCE, "the engine's choice for its attention kernel"),
     "kv_capacity_tokens": (CONSEQUENCE, "what the weights leave of the memory"),
     "kv_bytes_per_token": (CONSEQUENCE, "follows from model, KV type and layout"),
     "gpu_memory_used_bytes": (CONSEQUENCE, "weights, KV blocks and work space in use"),
@@ -83,13 +111,31 @@ _CLASSES: dict[str, tuple[str, str]] = {
 }
 
 # Names, places, notes, and what restates another key: they differ without any effect of their own.
-_WITHOUT_EFFECT = frozenset(
+ARM_KEYS_WITHOUT_EFFECT = frozenset({"served_name", "url", "api_key", "truth_log"})
+SERVER_KEYS_WITHOUT_EFFECT = frozenset(
     {"served_name", "served_model", "model", "url", "api_key", "truth_log", "emulated", "sources", "source", "name"}
-    | {"host", "port", "seed", "pid", "log_path", "tokenizer", "model_path", "id", "created", "root"}
+    | {"host", "port", "seed", "random_seed", "pid", "log_path", "tokenizer", "model_path", "id", "created", "root"}
     | {"args", "vocab_size_source", "owned_by", "note", "not_stated", "weights_bytes_per_gpu", "kv_pool_bytes_per_gpu"}
     | {"max_seq_len", "cache_dtype"}  # restate max_model_len and kv_cache_dtype
+    | {"preflight", "quantization_manifest", "preflight_notes"}  # judged by findings; the manifest's parts have rows
 )
 _SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
+
+
+__all__ = [
+    "CONFOUND",
+    "CONSEQUENCE",
+    "ENTAILED",
+    "KINDS",
+    "Difference",
+    "arm_settings",
+    "classify",
+    "confounds",
+    "differences",
+    "parse_flags",
+    "refuse_confounds",
+    "server_settings",
+]
 
 
 def differences(
@@ -101,9 +147,12 @@ def differences(
     """Every difference between two arms: of the scenario, and of the servers' facts where both are known."""
     is_same_checkpoint = (baseline.checkpoint, baseline.precision) == (candidate.checkpoint, candidate.precision)
     found = {row.key: row for row in _rows(arm_settings(baseline), arm_settings(candidate), "scenario")}
+    found = {key: entailed_by_experts(row, baseline, candidate) for key, row in found.items()}
+    found |= {row.key: row for row in library_rows(baseline, candidate)}
     if baseline_facts is not None and candidate_facts is not None:
         for row in _rows(server_settings(baseline_facts), server_settings(candidate_facts), "server"):
             found.setdefault(row.key, row)
+        found |= {row.key: row for row in manifest_rows(baseline_facts, candidate_facts)}
     rows = [_as_chosen(row) for row in found.values()] if is_same_checkpoint else list(found.values())
     return tuple(sorted(rows, key=lambda row: KINDS.index(row.kind)))
 
@@ -139,7 +188,7 @@ def arm_settings(arm: Arm) -> dict[str, str]:
     values = arm.model_dump()
     flags, env = values.pop("flags"), values.pop("env")
     values["command"] = " ".join(values["command"]) if values["command"] else None
-    settings = dict(_flat(values))
+    settings = dict(_flat(values, ARM_KEYS_WITHOUT_EFFECT))
     settings |= {f"flags.{name}": value for name, value in parse_flags(flags).items()}
     return settings | {f"env.{name}": _env_text(name, value) for name, value in env.items()}
 
@@ -162,7 +211,8 @@ def server_settings(facts: ServerFacts) -> dict[str, str]:
         "quantization": facts.quantization,
         "kernels": facts.kernels,
     }
-    return dict(_flat(facts.config)) | dict(_flat({key: value for key, value in known.items() if value is not None}))
+    told = {key: value for key, value in known.items() if value is not None}
+    return dict(_flat(facts.config, SERVER_KEYS_WITHOUT_EFFECT)) | dict(_flat(told, SERVER_KEYS_WITHOUT_EFFECT))
 
 
 def parse_flags(words: list[str]) -> dict[str, str]:
@@ -178,12 +228,12 @@ def parse_flags(words: list[str]) -> dict[str, str]:
     return {name: " ".join(values) for name, values in flags.items()}
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def _flat(values: Mapping[str, Any], passed_over: Container[str], prefix: str = "") -> Iterator[tuple[str, str]]:
     for key, value in values.items():
-        if key in _WITHOUT_EFFECT:
+        if key in passed_over:
             continue
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from _flat(value, passed_over, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", _text(key, value)
 

@@ -1,27 +1,35 @@
 """Energy, power and memory of a window from telemetry rows: a counter's difference with its bound, or reason codes.
 
-The counter of a GPU is a staircase: it shows the energy of some instant up to one refresh period ago. Read at the edges
-of the window by linear interpolation between the samples around them, the difference is off by at most
-
-    bound_j = p_max * (period + (gap_0 + gap_1) / 4)
-
-p_max: the highest power seen; period: the refresh period as estimated from the counter's changes; gap_0, gap_1: time
-between the samples around each edge. Both edges lag by 0..period, so their difference is off by at most one period;
-interpolation over a gap, at powers between 0 and p_max, is off by at most a quarter of p_max * gap.
+The counter of a GPU is read at the edges of the window; counter.py says what its samples allow there, and the bound is
+what they leave open. Where no counter can be read, the integral of instant power stands in, with a bound that takes the
+power between two samples to lie within the lowest and the highest that were seen.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-import pyarrow as pa
 
-from perfsuite.analysis.metrics import Flags, Floats, Ints
+from perfsuite.analysis.counter import (
+    Counter,
+    Joules,
+    energy_between,
+    energy_over_reset,
+    refresh_period_s,
+    resets,
+)
+from perfsuite.analysis.gpu_samples import Telemetry
+from perfsuite.analysis.metrics import Flags, Floats
 from perfsuite.analysis.steady import Window
 
 MIN_PERIODS = 2  # windows shorter than this many refresh periods have no energy
 WIDE_BOUND_PERIODS = 20  # below this the bound is a finding
+GAP_FLAGGED_S = 1.0
+GAP_WITHHELD_S = 3.0  # InferenceX's limit
+CROSS_CHECK_RATIO = 0.05  # InferenceX's limit
+_AROUND_NS = 1_000_000_000  # what happens so shortly before or after a window counts as its own
 
 # Why energy is withheld: code -> meaning.
 ENERGY_REASONS: dict[str, str] = {
@@ -29,41 +37,28 @@ ENERGY_REASONS: dict[str, str] = {
     "no_gpu": "the arm has no GPU",
     "no_telemetry": "no telemetry rows over the trial",
     "gpu_count_mismatch": "telemetry has more or fewer GPUs than the arm",
-    "no_counter": "a GPU's energy counter could not be read",
+    "gpu_changed": "a GPU's identity changed between samples",
+    "gpu_lost": "the driver lost a GPU during the trial",
+    "mig": "a GPU is divided into MIG instances: its power is of all of them",
+    "no_counter": "a GPU tells neither energy nor instant power",
+    "average_power_only": "a GPU tells no energy, and of power only the driver's average",
     "not_bracketed": "no sample of the same start of the engine before or after the window",
-    "counter_reset": "an energy counter decreased inside the window",
+    "sampling_gap": f"samples of a GPU lie more than {GAP_WITHHELD_S:g} s apart in the window",
+    "counter_reset": "an energy counter decreased inside the window, and the gap cannot be bridged",
     "counter_static": "an energy counter did not change twice, so its period is unknown",
     "window_too_short": f"the window is shorter than {MIN_PERIODS} refresh periods of the counter",
 }
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Telemetry:
-    """Samples of some GPUs, shape (num_samples,), sorted by time. NaN where a field could not be read."""
-
-    t_ns: Ints
-    gpu: Ints
-    energy_j: Floats
-    power_w: Floats
-    memory_used_bytes: Floats
-
-    def between(self, t0_ns: int, t1_ns: int) -> Telemetry:
-        """The samples of [t0_ns, t1_ns]."""
-        first, end = np.searchsorted(self.t_ns, [t0_ns, t1_ns + 1])
-        return self.select(slice(int(first), int(end)))
-
-    def select(self, rows: slice | Flags) -> Telemetry:
-        return Telemetry(
-            t_ns=self.t_ns[rows],
-            gpu=self.gpu[rows],
-            energy_j=self.energy_j[rows],
-            power_w=self.power_w[rows],
-            memory_used_bytes=self.memory_used_bytes[rows],
-        )
-
-    @property
-    def gpus(self) -> tuple[int, ...]:
-        return tuple(int(gpu) for gpu in np.unique(self.gpu))
+# Why energy is doubtful although there is a number: code -> meaning.
+ENERGY_DOUBTS: dict[str, str] = {
+    "integral": "at least one GPU has no counter: its energy is the integral of its instant power",
+    "short_window": f"the window is shorter than {WIDE_BOUND_PERIODS} refresh periods of the counter",
+    "reset_bridged": "a counter started again inside the window; the gap is filled with the mean power around it",
+    "sampling_wide": f"samples of a GPU lie more than {GAP_FLAGGED_S:g} s apart in the window",
+    "cross_check": f"counter and integral of power differ by more than {CROSS_CHECK_RATIO * 100:.0f} % and the bound",
+    "module_scope": "the counter is of the whole module, its CPU included",
+    "power_unknown": "neither power nor its limit was read: the bound takes twice the mean power for the highest",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +68,12 @@ class Energy:
     bound_j     half-width: the true energy is within energy_j ± bound_j
     period_s    the longest refresh period among the counters
     num_periods window / period_s
+    doubts      keys of ENERGY_DOUBTS
+    by_gpu_j    energy of each GPU
+    integral_j  trapezoidal integral of the power samples, the cross-check; None where they do not cover the window
+    cross_check_ratio  integral_j / energy_j − 1; None where the power is an average, which lags
+    idle_power_w       of all GPUs, weights resident and no requests, from a window of its own
+    net_j       energy_j − idle_power_w × window; None below bound_j, where nothing is known of it
     """
 
     energy_j: float | None = None
@@ -80,17 +81,17 @@ class Energy:
     period_s: float | None = None
     num_periods: float | None = None
     reason: str | None = None
+    doubts: tuple[str, ...] = ()
+    by_gpu_j: Mapping[int, float] = field(default_factory=dict)
+    integral_j: float | None = None
+    cross_check_ratio: float | None = None
+    idle_power_w: float | None = None
+    net_j: float | None = None
 
-
-def read_telemetry(rows: pa.Table) -> Telemetry:
-    """The columns of a table of records.TELEMETRY_SCHEMA, sorted by time."""
-    t_ns = rows["t_ns"].to_numpy()
-    order = np.argsort(t_ns, kind="stable")
-    floats = {
-        name: rows[name].cast(pa.float64(), safe=False).to_numpy()[order]
-        for name in ("energy_j", "power_w", "memory_used_bytes")
-    }
-    return Telemetry(t_ns=t_ns[order], gpu=rows["gpu"].to_numpy().astype(np.int64)[order], **floats)
+    @property
+    def validity(self) -> str:
+        """ "withheld", "degraded" (there are doubts) or "valid"."""
+        return "withheld" if self.reason else "degraded" if self.doubts else "valid"
 
 
 def energy_over(telemetry: Telemetry, window: Window | None, *, num_gpus: int) -> Energy:
@@ -101,58 +102,210 @@ def energy_over(telemetry: Telemetry, window: Window | None, *, num_gpus: int) -
         return Energy(reason="no_telemetry")
     if len(telemetry.gpus) != num_gpus:
         return Energy(reason="gpu_count_mismatch")
-    parts = [_of_gpu(telemetry.select(telemetry.gpu == gpu), window) for gpu in telemetry.gpus]
-    for part in parts:
+    parts = {gpu: _of_gpu(telemetry.select(telemetry.gpu == gpu), window) for gpu in telemetry.gpus}
+    for part in parts.values():
         if part.reason is not None:
             return part
-    period_s = max(part.period_s or 0.0 for part in parts)
+    return _summed(parts, window)
+
+
+def _summed(parts: Mapping[int, Energy], window: Window) -> Energy:
+    energy_j = sum(part.energy_j or 0.0 for part in parts.values())
+    bound_j = sum(part.bound_j or 0.0 for part in parts.values())
+    period_s = max(part.period_s or 0.0 for part in parts.values())
+    doubts = {doubt for part in parts.values() for doubt in part.doubts}
+    integral_j = _sum([part.integral_j for part in parts.values()])
+    ratio = None
+    if integral_j is not None and energy_j and all(part.cross_check_ratio is not None for part in parts.values()):
+        ratio = integral_j / energy_j - 1
+        if abs(ratio) > max(CROSS_CHECK_RATIO, bound_j / energy_j):
+            doubts.add("cross_check")
+    num_periods = window.duration_s / period_s
+    if num_periods < WIDE_BOUND_PERIODS:
+        doubts.add("short_window")
     return Energy(
-        energy_j=sum(part.energy_j or 0.0 for part in parts),
-        bound_j=sum(part.bound_j or 0.0 for part in parts),
+        energy_j=energy_j,
+        bound_j=bound_j,
         period_s=period_s,
-        num_periods=window.duration_s / period_s,
+        num_periods=num_periods,
+        doubts=tuple(code for code in ENERGY_DOUBTS if code in doubts),
+        by_gpu_j={gpu: part.energy_j or 0.0 for gpu, part in parts.items()},
+        integral_j=integral_j,
+        cross_check_ratio=ratio,
     )
 
 
+def _sum(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
+
+
+def with_idle(energy: Energy, idle_power_w: float | None, window: Window | None) -> Energy:
+    """The energy with its idle baseline; net_j stays None without one, and when it would be below the bound."""
+    if energy.energy_j is None or idle_power_w is None or window is None:
+        return replace(energy, idle_power_w=idle_power_w)
+    net_j = energy.energy_j - idle_power_w * window.duration_s
+    return replace(energy, idle_power_w=idle_power_w, net_j=net_j if net_j > (energy.bound_j or 0.0) else None)
+
+
+def idle_power_w(telemetry: Telemetry, window: Window | None, *, num_gpus: int) -> float | None:
+    """Mean power over an idle window, summed over GPUs: by the counters, else the mean of the power samples."""
+    if window is None:
+        return None
+    telemetry = telemetry.between(window.t0_ns - _AROUND_NS, window.t1_ns + _AROUND_NS)
+    energy = energy_over(telemetry, window, num_gpus=num_gpus)
+    if energy.energy_j is not None and energy.reason is None and "short_window" not in energy.doubts:
+        return energy.energy_j / window.duration_s
+    return mean_power_w(telemetry, window, num_gpus=num_gpus)
+
+
 def _of_gpu(samples: Telemetry, window: Window) -> Energy:
+    around = samples.between(window.t0_ns - _AROUND_NS, window.t1_ns + _AROUND_NS)
+    reason = _refused(around)
+    if reason is not None:
+        return Energy(reason=reason)
     known = np.isfinite(samples.energy_j)
-    t_ns, counter_j = samples.t_ns[known], samples.energy_j[known]
-    if len(t_ns) == 0:
-        return Energy(reason="no_counter")
-    before = int(np.searchsorted(t_ns, window.t0_ns, side="right")) - 1
-    after = int(np.searchsorted(t_ns, window.t1_ns, side="left"))
-    if before < 0 or after >= len(t_ns):
+    integral = _integral(samples, window)
+    if not known.any():
+        return _by_integral(samples, window, integral)
+    counted = samples.select(known)
+    before = int(np.searchsorted(counted.t_ns, window.t0_ns, side="right")) - 1
+    after = int(np.searchsorted(counted.t_ns, window.t1_ns, side="left"))
+    if before < 0 or after >= len(counted.t_ns):
         return Energy(reason="not_bracketed")
-    t_ns, counter_j = t_ns[before : after + 1], counter_j[before : after + 1]
-    is_decrease = np.diff(counter_j) < 0
-    if is_decrease[1:-1].any():
-        return Energy(reason="counter_reset")
-    if is_decrease.any():  # at an edge: the sample beyond it is of another start of the engine
-        return Energy(reason="not_bracketed")
-    period_s = refresh_period_s(t_ns, counter_j)
+    gap_s = float(np.diff(counted.t_ns[before : after + 1]).max(initial=0)) / 1e9
+    if gap_s > GAP_WITHHELD_S:
+        return Energy(reason="sampling_gap")
+    found = _by_counter(counted, window, before, after)
+    if found.energy_j is None:
+        return found
+    doubts = [*found.doubts, *(["sampling_wide"] if gap_s > GAP_FLAGGED_S else [])]
+    doubts += ["module_scope"] if around.has_mark("energy_module") else []
+    is_comparable = integral is not None and not around.has_mark("power_average", "power_module")
+    return replace(
+        found,
+        doubts=tuple(doubts),
+        integral_j=integral.value_j if integral is not None else None,
+        cross_check_ratio=0.0 if is_comparable else None,
+    )
+
+
+def _refused(around: Telemetry) -> str | None:
+    """Why samples of one GPU around a window have no energy, whatever their numbers are."""
+    if around.has_mark("gpu_lost", "gpu_reset_required", "gpu_not_found"):
+        return "gpu_lost"
+    if around.has_mark("mig"):
+        return "mig"
+    uuids = set(around.uuid.tolist()) - {""}
+    return "gpu_changed" if len(uuids) > 1 else None
+
+
+def _by_counter(counted: Telemetry, window: Window, before: int, after: int) -> Energy:
+    """From samples that all have the counter; `before` and `after` are those around the window."""
+    origin_ns = int(counted.t_ns[0])
+    t0_s, t1_s = (window.t0_ns - origin_ns) / 1e9, (window.t1_ns - origin_ns) / 1e9
+    inside = np.arange(len(counted.t_ns))
+    first = _first_of_this_start(counted.energy_j, before)
+    used = counted.select((inside >= first) & (inside <= after + 1))
+    counter = _counter(used, origin_ns)
+    if after + 1 < len(counted.t_ns) and counted.energy_j[after + 1] < counted.energy_j[after]:
+        counter = counter.part(0, len(counter.value_j) - 1)
+    decreases = [at for at in resets(counter) if at >= before - first]
+    if decreases and (decreases[0] == before - first or decreases[-1] == after - first - 1):
+        return Energy(reason="not_bracketed")  # the sample beyond the edge is of another start of the engine
+    period_s = refresh_period_s(counter.middle_s[before - first :], counter.value_j[before - first :])
     if period_s is None:
         return Energy(reason="counter_static")
     if window.duration_s < MIN_PERIODS * period_s:
         return Energy(reason="window_too_short", period_s=period_s)
-    edges_ns = np.array([window.t0_ns, window.t1_ns]) - t_ns[0]
-    at_start, at_end = np.interp(edges_ns, t_ns - t_ns[0], counter_j)
-    energy_j = float(at_end - at_start)
-    gaps_s = float((t_ns[1] - t_ns[0]) + (t_ns[-1] - t_ns[-2])) / 1e9
-    power_w = max(_highest(samples.power_w), energy_j / window.duration_s)
-    return Energy(energy_j=energy_j, bound_j=power_w * (period_s + gaps_s / 4), period_s=period_s)
+    mean_w = _mean_slope_w(counter)
+    power_w, doubts = _highest_power_w(used, mean_w)
+    if not decreases:
+        found = energy_between(counter, t0_s, t1_s, power_w)
+        reason = "counter_static"
+    else:
+        at_reset = float(np.nanmean([mean_w, *used.power_w[decreases[0] : decreases[0] + 2]]))
+        found = energy_over_reset(counter, decreases[0], t0_s, t1_s, power_w, at_reset) if len(decreases) == 1 else None
+        reason, doubts = "counter_reset", [*doubts, "reset_bridged"]
+    if found is None:
+        return Energy(reason=reason)
+    return Energy(energy_j=found.value_j, bound_j=found.bound_j, period_s=period_s, doubts=tuple(doubts))
 
 
-def _highest(values: Floats) -> float:
-    finite = values[np.isfinite(values)]
-    return float(finite.max()) if len(finite) else 0.0
+def _first_of_this_start(energy_j: Floats, before: int) -> int:
+    """Index of the first sample of the start of the counter that the sample `before` belongs to."""
+    decreases = np.flatnonzero(np.diff(energy_j[: before + 1]) < 0)
+    return int(decreases[-1]) + 1 if len(decreases) else 0
 
 
-def refresh_period_s(t_ns: Ints, counter_j: Floats) -> float | None:
-    """Mean time between changes of a counter as sampled; never below the sampling interval. None for < 2 changes."""
-    changes_ns = t_ns[1:][np.diff(counter_j) != 0]
-    if len(changes_ns) < 2:
+def _counter(samples: Telemetry, origin_ns: int) -> Counter:
+    middle_s, half_s = (samples.t_ns - origin_ns) / 1e9, samples.read_ns / 2e9
+    return Counter(start_s=middle_s - half_s, end_s=middle_s + half_s, value_j=samples.energy_j)
+
+
+def _mean_slope_w(counter: Counter) -> float:
+    """Joules gained over the samples, decreases left out, over their time."""
+    gained = np.diff(counter.value_j)
+    span_s = float(counter.middle_s[-1] - counter.middle_s[0])
+    return float(gained[gained > 0].sum()) / span_s if span_s > 0 else 0.0
+
+
+def _highest_power_w(samples: Telemetry, mean_w: float) -> tuple[float, list[str]]:
+    """The power that is taken to be never exceeded: the limit in force, else the highest seen. A doubt without both.
+
+    Power samples are means over tens of milliseconds, so bursts stand above them; the limit holds for bursts too.
+    """
+    limit_w, seen_w = (
+        float(values[np.isfinite(values)].max(initial=0.0)) for values in (samples.power_limit_w, samples.power_w)
+    )
+    if limit_w > 0 or seen_w > 0:
+        return max(limit_w, seen_w, mean_w), []
+    return 2 * mean_w, ["power_unknown"]
+
+
+def _by_integral(samples: Telemetry, window: Window, integral: Joules | None) -> Energy:
+    """Where a GPU has no counter: its instant power, if samples lie around the window and close together."""
+    if not np.isfinite(samples.power_w).any():
+        return Energy(reason="no_counter")
+    if samples.has_mark("power_average"):
+        return Energy(reason="average_power_only")
+    if integral is None:
+        t_ns = samples.t_ns[np.isfinite(samples.power_w)]
+        is_around = t_ns[0] <= window.t0_ns and t_ns[-1] >= window.t1_ns
+        return Energy(reason="sampling_gap" if is_around else "not_bracketed")
+    period_s = float(np.median(np.diff(samples.t_ns))) / 1e9
+    doubts = ["integral", *(["module_scope"] if samples.has_mark("power_module") else [])]
+    return Energy(
+        energy_j=integral.value_j,
+        bound_j=integral.bound_j,
+        period_s=period_s,
+        doubts=tuple(doubts),
+        integral_j=integral.value_j,
+    )
+
+
+def _integral(samples: Telemetry, window: Window) -> Joules | None:
+    """Trapezoids under the power samples, interpolated at the edges of the window.
+
+    Limits: the power between two samples lies within the lowest and highest of the samples in and around the window.
+    None when the samples do not surround the window, or lie more than GAP_WITHHELD_S apart in it.
+    """
+    known = np.isfinite(samples.power_w)
+    t_ns, power_w = samples.t_ns[known], samples.power_w[known]
+    before = int(np.searchsorted(t_ns, window.t0_ns, side="right")) - 1
+    after = int(np.searchsorted(t_ns, window.t1_ns, side="left"))
+    if before < 0 or after >= len(t_ns) or before == after:
         return None
-    return float(changes_ns[-1] - changes_ns[0]) / 1e9 / (len(changes_ns) - 1)
+    t_s, power_w = (t_ns[before : after + 1] - window.t0_ns) / 1e9, power_w[before : after + 1]
+    if float(np.diff(t_s).max()) > GAP_WITHHELD_S:
+        return None
+    edges_s = np.array([0.0, window.duration_s])
+    inside = (t_s > 0.0) & (t_s < window.duration_s)
+    at_s = np.concatenate([edges_s[:1], t_s[inside], edges_s[1:]])
+    at_w = np.interp(at_s, t_s, power_w)
+    value_j = float(((at_w[1:] + at_w[:-1]) / 2 * np.diff(at_s)).sum())
+    low, high = float(power_w.min()), float(power_w.max())
+    return Joules(value_j=value_j, low_j=low * window.duration_s, high_j=high * window.duration_s)
 
 
 def mean_power_w(telemetry: Telemetry, window: Window, *, num_gpus: int) -> float | None:
@@ -175,5 +328,5 @@ def memory_used_by_gpu(telemetry: Telemetry, window: Window) -> dict[int, float]
 
 def _inside_by_gpu(telemetry: Telemetry, window: Window, values: Floats) -> dict[int, Floats]:
     """The finite values inside the window of each GPU that has any."""
-    inside = (telemetry.t_ns >= window.t0_ns) & (telemetry.t_ns <= window.t1_ns) & np.isfinite(values)
+    inside: Flags = (telemetry.t_ns >= window.t0_ns) & (telemetry.t_ns <= window.t1_ns) & np.isfinite(values)
     return {int(gpu): values[inside & (telemetry.gpu == gpu)] for gpu in np.unique(telemetry.gpu[inside])}

@@ -23,7 +23,7 @@ from perfsuite.scenario.workload import TRACE_BLOCK_TOKENS, TraceRows
 
 PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
 ASSUMED_PAIR_SD_RATIO = 0.02
-_START_S = {"emulated": 1.0, "vllm": 600.0, "attach": 1.0}
+_START_S = {"emulated": 1.0, "vllm": 600.0, "sglang": 600.0, "trtllm": 900.0, "attach": 1.0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +32,8 @@ class PointEstimate:
 
     percentiles   those that `num_measured` requests allow, in (0, 100) (p99 needs 299)
     schedule_s    open loop: from the start to the last due request, warm-up included; else None
+    num_sessions, mean_think_s  sessions, warm-up included, and the mean pause before a later turn; None without
+    num_cancelled  measured requests that the plan cancels
     repeated_tokens  trace: prompt tokens, warm-up included, in blocks that an earlier prompt of the trial had too
     """
 
@@ -47,6 +49,9 @@ class PointEstimate:
     measured_s: dict[str, float | None]
     schedule_s: float | None
     repeated_tokens: int | None
+    num_sessions: int | None = None
+    mean_think_s: float | None = None
+    num_cancelled: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +139,7 @@ def _sum(values: list[float | None]) -> float | None:
 def _point_estimate(plan: Plan, index: int) -> PointEstimate:
     point = plan.load_points[index]
     trial = next(trial for trial in plan.trials if trial.load_point == index)
-    specs = request_specs(plan.scenario, point, trial, plan.num_file_rows, plan.trace)
+    specs = request_specs(plan.scenario, point, trial, plan.num_file_rows, plan.rows)
     measured = specs.measured
     num_measured = int(measured.sum())
     times = {name: _trial_s(arm, point, specs) for name, arm in plan.scenario.arms.items()}
@@ -150,14 +155,17 @@ def _point_estimate(plan: Plan, index: int) -> PointEstimate:
         percentiles=tuple(p for p in PERCENTILES if num_measured >= min_samples(p)),
         warmup_s={name: None if t is None else t * warmup_ratio for name, t in times.items()},
         measured_s={name: None if t is None else t * (1 - warmup_ratio) for name, t in times.items()},
-        schedule_s=float(specs.t_offset_ns[-1]) / 1e9 if point.kind == "open" else None,
+        schedule_s=specs.last_due_ns / 1e9 if point.kind == "open" else None,
         repeated_tokens=None if plan.trace is None else _repeated_tokens(plan.trace, len(specs)),
+        num_sessions=None if specs.session is None else specs.num_sessions,
+        mean_think_s=None if specs.think_ns is None else _mean_think_s(specs),
+        num_cancelled=int(specs.will_be_cancelled[measured].sum()),
     )
 
 
 def _warmup_ratio(point: LoadPoint, specs: RequestSpecs) -> float:
     """Share of a trial's time that the warm-up takes: of the schedule in open loop, else of the requests."""
-    last_ns = int(specs.t_offset_ns[-1])
+    last_ns = specs.last_due_ns
     if point.kind != "open" or last_ns == 0:
         return point.num_warmup / len(specs)
     return int(specs.t_offset_ns[point.num_warmup]) / last_ns if point.num_warmup else 0.0
@@ -171,7 +179,7 @@ def _repeated_tokens(trace: TraceRows, num_rows: int) -> int:
 def _trial_s(arm: Arm, point: LoadPoint, specs: RequestSpecs) -> float | None:
     """Seconds of one trial. Open loop: the schedule; else requests / slots × (prefill + output tokens × step)."""
     if point.kind == "open":
-        return float(specs.t_offset_ns[-1]) / 1e9
+        return specs.last_due_ns / 1e9
     if arm.gpus < 1:
         return None
     try:
@@ -182,7 +190,14 @@ def _trial_s(arm: Arm, point: LoadPoint, specs: RequestSpecs) -> float | None:
         return None
     slots = min(point.concurrency or len(specs), arm.max_num_seqs or 256)
     request_s = _request_s(arm, checkpoint, gpu, slots, specs)
-    return math.ceil(len(specs) / slots) * request_s
+    return math.ceil(len(specs) / slots) * (request_s + (0.0 if specs.think_ns is None else _mean_think_s(specs)))
+
+
+def _mean_think_s(specs: RequestSpecs) -> float:
+    """Mean pause before a later turn, in seconds; 0 without any."""
+    assert specs.think_ns is not None and specs.turn is not None
+    later = specs.think_ns[specs.turn > 0]
+    return float(later.mean()) / 1e9 if len(later) else 0.0
 
 
 def _request_s(arm: Arm, checkpoint: Checkpoint, gpu: Gpu, slots: int, specs: RequestSpecs) -> float:

@@ -3,41 +3,30 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from statistics import median
 
+from perfsuite.analysis.arm_findings import ARM_CHECKS
 from perfsuite.analysis.checks import COALESCED_FINDING_RATIO, REASONS
 from perfsuite.analysis.compare import MATCHED_REFUSAL, ComparisonResult, counted
+from perfsuite.analysis.condition_findings import CONDITION_CHECKS
 from perfsuite.analysis.energy import ENERGY_REASONS, WIDE_BOUND_PERIODS
+from perfsuite.analysis.finding import SEVERITIES, Check, Finding, sides
 from perfsuite.analysis.metrics import min_samples
 from perfsuite.analysis.stats import SCOUT_PAIRS
-from perfsuite.analysis.summary import RunSummary, TrialSummary
+from perfsuite.analysis.summary import RunSummary
 
 OUTPUT_LENGTH_RATIO = 0.01  # mean output tokens of the arms differ by more
 INPUT_LENGTH_RATIO = 0.02  # input tokens as the server counts them differ from the plan by more
 TREND_CUT_RATIO = 0.5  # MSER-5 at its bound
 SHORT_WINDOW_S = 10.0
 
-SEVERITIES = ("critical", "warning", "info")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """Something to doubt. severity: critical (do not use the number), warning (doubt it), info (know it)."""
-
-    code: str
-    severity: str
-    text: str
-    cure: str
-
-
-Check = Callable[[RunSummary, Sequence[ComparisonResult]], Iterator[Finding]]
+__all__ = ["SEVERITIES", "Check", "Finding", "find"]
 
 
 def find(summary: RunSummary, comparisons: Sequence[ComparisonResult] = ()) -> tuple[Finding, ...]:
     """Every finding of a run and its comparisons, the gravest first."""
-    found = [finding for check in _CHECKS for finding in check(summary, comparisons)]
+    found = [finding for check in (*_CHECKS, *ARM_CHECKS, *CONDITION_CHECKS) for finding in check(summary, comparisons)]
     return tuple(sorted(found, key=lambda finding: SEVERITIES.index(finding.severity)))
 
 
@@ -119,7 +108,7 @@ def _is(num: int) -> str:
 
 def _missing_trials(summary: RunSummary, _comparisons: Sequence[ComparisonResult]) -> Iterator[Finding]:
     num_blocks = summary.scenario.blocks * (2 * len(summary.scenario.comparisons) or len(summary.scenario.arms))
-    missing = num_blocks * len(summary.load_points) - len(summary.trials)
+    missing = num_blocks * len(summary.load_points) - len(summary.trials) - summary.num_not_needed
     if missing > 0:
         yield Finding(
             code="missing_trials",
@@ -216,7 +205,7 @@ def _coalesced(summary: RunSummary, _comparisons: Sequence[ComparisonResult]) ->
 
 
 def _output_lengths(summary: RunSummary, comparisons: Sequence[ComparisonResult]) -> Iterator[Finding]:
-    for comparison, point, baseline, candidate in _sides(summary, comparisons):
+    for comparison, point, baseline, candidate in sides(summary, comparisons):
         lengths = [_median(trial.mean_output_tokens for trial in side) for side in (baseline, candidate)]
         if lengths[0] and lengths[1] and abs(lengths[1] / lengths[0] - 1) > OUTPUT_LENGTH_RATIO:
             yield Finding(
@@ -229,7 +218,7 @@ def _output_lengths(summary: RunSummary, comparisons: Sequence[ComparisonResult]
 
 
 def _prompts(summary: RunSummary, comparisons: Sequence[ComparisonResult]) -> Iterator[Finding]:
-    for _comparison, point, baseline, candidate in _sides(summary, comparisons):
+    for _comparison, point, baseline, candidate in sides(summary, comparisons):
         pairs = zip(baseline, candidate, strict=False)
         if any(b.prompts_digest and c.prompts_digest and b.prompts_digest != c.prompts_digest for b, c in pairs):
             yield Finding(
@@ -298,18 +287,6 @@ def _attached(summary: RunSummary, _comparisons: Sequence[ComparisonResult]) -> 
             text=f"{', '.join(arms)}: started by somebody else: flags, precision, GPUs are declared, not verified",
             cure="let perfsuite start the engine where it can",
         )
-
-
-def _sides(
-    summary: RunSummary, comparisons: Sequence[ComparisonResult]
-) -> Iterator[tuple[ComparisonResult, str, list[TrialSummary], list[TrialSummary]]]:
-    """(comparison, label of the load point, trials of the baseline, of the candidate) for paired comparisons."""
-    by_number = {trial.trial: trial for trial in summary.trials}
-    for comparison in comparisons:
-        for point in comparison.points:
-            if point.label != "unpaired":
-                sides = [[by_number[n] for n in ns] for ns in (point.baseline_trials, point.candidate_trials)]
-                yield comparison, point.load_label, sides[0], sides[1]
 
 
 def _median(values: Iterable[float | None]) -> float | None:

@@ -22,6 +22,7 @@ PERCENTILE_CONFIDENCE = 0.95
 
 MISSING_NS = np.iinfo(np.int64).min  # marks an event that did not happen, inside columns only
 SERVER_GONE = "server_gone"  # detail of requests that were not sent because the server takes no connections
+SESSION_ENDED = "session_ended"  # its beginning for turns that were not sent because one before them failed
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -116,7 +117,7 @@ _TABLE: tuple[Metric, ...] = (
         "goodput_per_s",
         "goodput req/s",
         "req/s",
-        "request_rate_per_s over the requests that meet every limit of the scenario's slo",
+        "request_rate_per_s over the requests that meet every limit: the scenario's slo, or that of their row",
         "None without an slo.",
     ),
     _fact(
@@ -124,8 +125,8 @@ _TABLE: tuple[Metric, ...] = (
         "SLO attainment",
         "ratio",
         "measured requests that meet every limit / (measured requests sent, without those perfsuite cancelled, and "
-        "those unsent because the server was gone)",
-        "Errors and time-outs are in the denominator.",
+        "those unsent because the server was gone or an earlier turn failed)",
+        "Errors and time-outs are in the denominator; requests cancelled as planned are in neither.",
         "higher",
     ),
     _rate(
@@ -182,15 +183,46 @@ _TABLE: tuple[Metric, ...] = (
         "energy",
         "J",
         "sum over GPUs of the energy counter's difference over the steady window",
-        "Counter interpolated linearly at the edges. A longer window takes more: compare j_per_output_token.",
+        "Counter interpolated at the edges; see telemetry.md. A longer window takes more: compare j_per_output_token.",
     ),
     _rate(
         "j_per_output_token",
         "J/output token",
         "J/tok",
         "energy_j / output tokens received in the same window",
-        "Carries energy_bound_ratio.",
+        "Gross: idle power included. Carries energy_bound_ratio.",
         "lower",
+    ),
+    _rate(
+        "j_per_output_token_net",
+        "net J/out token",
+        "J/tok",
+        "(energy_j - idle_power_w * window) / output tokens received in the same window",
+        "What serving adds to GPUs that hold the weights and wait.",
+        "lower",
+    ),
+    _rate(
+        "j_per_total_token",
+        "J/token in+out",
+        "J/tok",
+        "energy_j / (output tokens in the window + input tokens of requests whose first token came in it)",
+        "Input tokens cost less than output tokens: compare workloads of equal shape only.",
+        "lower",
+    ),
+    _rate(
+        "j_per_request",
+        "J/request",
+        "J",
+        "energy_j / requests answered in the window, each by its share of time in it",
+        "Depends on the lengths asked for.",
+        "lower",
+    ),
+    _fact(
+        "idle_power_w",
+        "idle power",
+        "W",
+        "counter difference / duration of the idle window before the block's first trial, all GPUs of the arm",
+        "Weights resident, no request; telemetry.idle sets the duration.",
     ),
     _rate("tps_per_watt", "tok/s/W", "tok/s/W", "output_tps_steady / mean_power_w", "Measured power, not provisioned."),
     _fact(
@@ -204,7 +236,7 @@ _TABLE: tuple[Metric, ...] = (
         "energy_bound_ratio",
         "energy bound",
         "ratio",
-        "highest power * (counter period + a quarter of the sample gaps at both edges) / energy_j",
+        "half-width of what the counter's samples allow at both edges at the power limit / energy_j; see telemetry.md",
         "Half-width: the true energy lies within energy_j * (1 ± this).",
     ),
     _fact(
@@ -244,10 +276,16 @@ def min_samples(percentile: float) -> int:
 def percentile_or_note(values: Floats, percentile: float) -> tuple[float | None, str | None]:
     """(value, None) with enough finite values, else (None, why). Linear interpolation; NaN values are left out."""
     values = values[np.isfinite(values)]
-    needed = min_samples(percentile)
-    if len(values) < needed:
-        return None, "no samples" if len(values) == 0 else f"n too small ({len(values):,} < {needed:,})"
+    if note := too_few(len(values), min_samples(percentile)):
+        return None, note
     return float(np.percentile(values, percentile)), None
+
+
+def too_few(num: int, needed: int) -> str | None:
+    """Why a percentile of `num` samples is withheld; None with enough."""
+    if num >= needed:
+        return None
+    return "no samples" if num == 0 else f"n too small ({num:,} < {needed:,})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,6 +296,11 @@ class RequestColumns:
     n_in/out  float64 tokens, NaN where unknown
     first_chunk_tokens  float64, tokens of the first chunk, 1 where unknown
     is_server_gone  unsent because the server stopped taking connections
+    is_session_ended  unsent because an earlier turn of the session failed
+    session, turn   MISSING_NS outside sessions
+    slo_*_s         float64, limits of the request's own; NaN = the scenario's
+    reasoning_tokens  float64, NaN where unknown
+    in_line         float64, 1 where decoded in line, NaN where unknown
     """
 
     index: Ints
@@ -274,9 +317,23 @@ class RequestColumns:
     n_out: Floats
     first_chunk_tokens: Floats
     is_server_gone: Flags
+    is_session_ended: Flags
+    session: Ints
+    turn: Ints
+    slo_ttft_s: Floats
+    slo_tpot_s: Floats
+    slo_e2e_s: Floats
+    reasoning_tokens: Floats
+    in_line: Floats
 
     def __len__(self) -> int:
         return len(self.index)
+
+    @property
+    def begins_session(self) -> Flags:
+        """First turns, and requests outside sessions."""
+        begins: Flags = (self.turn == 0) | (self.turn == MISSING_NS)
+        return begins
 
     @property
     def is_sent(self) -> Flags:
@@ -346,6 +403,14 @@ def request_columns(requests: pa.Table) -> RequestColumns:
         n_out=_floats(requests, "n_out"),
         first_chunk_tokens=_first_chunk_tokens(requests),
         is_server_gone=(outcome == "unsent") & _detail_begins(requests, SERVER_GONE),
+        is_session_ended=(outcome == "unsent") & _detail_begins(requests, SESSION_ENDED),
+        session=_ints(requests, "session"),
+        turn=_ints(requests, "turn"),
+        slo_ttft_s=_floats(requests, "slo_ttft_s"),
+        slo_tpot_s=_floats(requests, "slo_tpot_s"),
+        slo_e2e_s=_floats(requests, "slo_e2e_s"),
+        reasoning_tokens=_floats(requests, "reasoning_tokens"),
+        in_line=_floats(requests, "decoded_in_line"),
         **times,
     )
 
@@ -356,7 +421,10 @@ def _ints(requests: pa.Table, name: str) -> Ints:
 
 
 def _floats(requests: pa.Table, name: str) -> Floats:
-    values: Floats = requests[name].cast(pa.float64()).to_numpy()
+    column = requests[name]
+    if pa.types.is_boolean(column.type):
+        column = column.cast(pa.int8())
+    values: Floats = column.cast(pa.float64()).to_numpy()
     return values
 
 
@@ -381,7 +449,7 @@ def as_list_array(column: pa.ChunkedArray) -> pa.ListArray:
     return column.combine_chunks()
 
 
-def list_lengths(lists: pa.ListArray) -> Ints:
+def list_lengths(lists: pa.ListArray | pa.ChunkedArray) -> Ints:
     """Number of elements of each list, shape (len(lists),); 0 for null."""
     lengths: Ints = pc.fill_null(pc.list_value_length(lists), 0).cast(pa.int64()).to_numpy(zero_copy_only=False)
     return lengths

@@ -3,7 +3,7 @@
 The unit of inference is the pair: x_i = ln(candidate_i / baseline_i). The interval is Student's t over the x_i, mapped
 back with exp, so the point estimate is the geometric mean of the ratios.
 
-The decision table of one metric (docs/metrics.md):
+The decision table of one metric (docs/statistics.md):
   better / worse   the Holm-adjusted interval excludes 1; which of the two follows from the metric's direction
   equivalent       the 95 % interval lies inside the margin [1 / (1 + m), 1 + m]
   both             better or worse, below the margin
@@ -25,7 +25,17 @@ ALPHA = 1 - LEVEL
 POWER = 0.8
 MIN_PAIRS = 2
 SCOUT_PAIRS = 6  # comparisons with fewer pairs are labelled "scout"
+RANK_PAIRS = 8  # from so many pairs the Hodges-Lehmann estimate is given too
 MAX_PAIRS = 100_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankRatio:
+    """Hodges-Lehmann estimate of the ratio and its 95 % interval, which one wild pair hardly moves."""
+
+    ratio: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +46,7 @@ class PairedRatio:
     mean_log       mean of ln(ratio)
     sd_log         standard deviation of ln(ratio) between pairs; None for one pair or unpaired trials
     error_log, df  standard error of mean_log and its degrees of freedom; None when there is no interval
-    low, high      95 % t interval of the ratio; None for one pair, or without variation
-    p              two-sided p value of "ratio is 1"; None when there is no interval
+      p              two-sided p value of "ratio is 1"; None when there is no interval
     note           why something is None, or "unpaired"
     """
 
@@ -51,6 +60,7 @@ class PairedRatio:
     high: float | None = None
     p: float | None = None
     note: str | None = None
+    hodges_lehmann: RankRatio | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,11 +110,48 @@ def ratio_of_logs(logs: Sequence[float]) -> PairedRatio:
     if sd <= 1e-12:
         note = "not computable: no variation between pairs"
         return PairedRatio(num_pairs=num, ratio=math.exp(mean), mean_log=mean, sd_log=0.0, note=note)
-    return _with_interval(num, mean, sd, sd / math.sqrt(num), num - 1, None)
+    return _with_interval(num, mean, sd, sd / math.sqrt(num), num - 1, None, rank_ratio(logs))
+
+
+def rank_ratio(logs: Sequence[float]) -> RankRatio | None:
+    """Median of the Walsh averages (x_i + x_j) / 2, i <= j, mapped back with exp; None below 8 pairs.
+
+    The interval inverts the Wilcoxon signed-rank test: the k-th smallest and the k-th largest Walsh average, k from
+    the exact distribution of the statistic, so that the level is at least 95 % (Hollander, Wolfe and Chicken, 2014,
+    3.3). O(n^2).
+    """
+    num = len(logs)
+    if num < RANK_PAIRS:
+        return None
+    values = np.asarray(logs, dtype=np.float64)
+    first, second = np.triu_indices(num)
+    walsh = np.sort((values[first] + values[second]) / 2)
+    position = _signed_rank_quantile(num, ALPHA / 2)
+    low, high = walsh[position - 1], walsh[-position]
+    return RankRatio(ratio=math.exp(float(np.median(walsh))), low=math.exp(float(low)), high=math.exp(float(high)))
+
+
+def _signed_rank_quantile(num: int, tail: float) -> int:
+    """Largest k with P(W < k) <= tail for the signed-rank statistic W of `num` pairs: exact to 50, normal beyond."""
+    if num > 50:
+        from scipy.special import ndtri
+
+        mean, variance = num * (num + 1) / 4, num * (num + 1) * (2 * num + 1) / 24
+        return max(0, math.floor(mean + float(ndtri(tail)) * math.sqrt(variance)))
+    ways = np.ones(1)
+    for rank in range(1, num + 1):
+        ways = np.concatenate([ways, np.zeros(rank)]) + np.concatenate([np.zeros(rank), ways])
+    return int(np.searchsorted(np.cumsum(ways) / 2.0**num, tail, side="right"))
 
 
 def _with_interval(
-    num_pairs: int, mean: float, sd: float | None, error: float, df: float, note: str | None
+    num_pairs: int,
+    mean: float,
+    sd: float | None,
+    error: float,
+    df: float,
+    note: str | None,
+    hodges_lehmann: RankRatio | None = None,
 ) -> PairedRatio:
     low, high = t_interval(mean, error, df=df, alpha=ALPHA)
     return PairedRatio(
@@ -118,6 +165,7 @@ def _with_interval(
         high=math.exp(high),
         p=two_sided_p(mean / error, df=df),
         note=note,
+        hodges_lehmann=hodges_lehmann,
     )
 
 
@@ -159,17 +207,28 @@ def holm_alphas(p_values: Sequence[float | None], alpha: float = ALPHA) -> tuple
     return tuple(alphas)
 
 
-def decide(estimate: PairedRatio, *, direction: str | None, margin_ratio: float | None, alpha: float) -> Verdict:
-    """The decision table. alpha: from holm_alphas. See the module's docstring."""
+def decide(
+    estimate: PairedRatio,
+    *,
+    direction: str | None,
+    margin_ratio: float | None,
+    alpha: float,
+    interval_alpha: float = ALPHA,
+) -> Verdict:
+    """The decision table. See the module's docstring.
+
+    alpha: from holm_alphas. interval_alpha: 1 - level of the interval that must lie inside the margin; smaller at a
+    look before the last (analysis/sequential.py).
+    """
     if direction is None or margin_ratio is None:
         return Verdict(word=None, note="a fact: no better side")
     if estimate.p is None:
         return Verdict(word=None, note=estimate.note)
     assert estimate.mean_log is not None and estimate.error_log is not None and estimate.df is not None
-    assert estimate.low is not None and estimate.high is not None
     low, high = t_interval(estimate.mean_log, estimate.error_log, df=estimate.df, alpha=alpha)
     is_different = low > 0 or high < 0
-    is_equivalent = 1 / (1 + margin_ratio) < estimate.low and estimate.high < 1 + margin_ratio
+    inner_low, inner_high = t_interval(estimate.mean_log, estimate.error_log, df=estimate.df, alpha=interval_alpha)
+    is_equivalent = -math.log1p(margin_ratio) < inner_low and inner_high < math.log1p(margin_ratio)
     word = "inconclusive"
     if is_different:
         word = "better" if (estimate.mean_log > 0) == (direction == "higher") else "worse"

@@ -4,7 +4,9 @@ The window, closed at both ends:
   closed loop  begins at the first instant, not before the first measured request was sent, at which at least 95 % of
                the concurrency are in flight (warm-up requests count); ends at the last instant before fewer than that
                are in flight for good (the drain). Dips in between stay inside: they are the service's or the client's.
-  open loop    first to last scheduled time of the measured requests: the arrivals are what is held steady.
+               A session is in flight from its first request to the end of its last, thinking included.
+  open loop    first to last scheduled time of the measured requests: the arrivals are what is held steady. Of sessions
+               those of the first turns.
   offline      first send to last token of the measured requests: ramp and tail belong to an offline batch.
 """
 
@@ -49,7 +51,29 @@ class InFlight:
 def in_flight(columns: RequestColumns) -> InFlight:
     """The step function over all sent requests, warm-up included; empty when none was sent."""
     sent = columns.is_sent
-    starts, ends = columns.t_send_ns[sent], columns.t_end_ns[sent]
+    return _steps(columns.t_send_ns[sent], columns.t_end_ns[sent])
+
+
+def in_progress(columns: RequestColumns) -> InFlight:
+    """The same of the slots taken: a session takes one from its first request to the end of its last."""
+    return _steps(*_slot_spans(columns))
+
+
+def _slot_spans(columns: RequestColumns) -> tuple[Ints, Ints]:
+    """(t_send, t_end) of each request outside sessions that was sent, and of each session."""
+    sent = columns.is_sent
+    starts, ends, session = columns.t_send_ns[sent], columns.t_end_ns[sent], columns.session[sent]
+    if (session == MISSING_NS).all():
+        return starts, ends
+    _, number = np.unique(session, return_inverse=True)
+    first = np.full(number.max() + 1, np.iinfo(np.int64).max)
+    last = np.full(number.max() + 1, np.iinfo(np.int64).min)
+    np.minimum.at(first, number, starts)
+    np.maximum.at(last, number, ends)
+    return first, last
+
+
+def _steps(starts: Ints, ends: Ints) -> InFlight:
     t_ns = np.concatenate([starts, ends])
     change = np.concatenate([np.ones(len(starts), dtype=np.int64), -np.ones(len(ends), dtype=np.int64)])
     order = np.argsort(t_ns, kind="stable")
@@ -66,7 +90,7 @@ def steady_window(point: LoadPoint, columns: RequestColumns) -> tuple[Window | N
     if not measured.any():
         return None, "no measured request was sent"
     if point.kind == "open":
-        t_sched = columns.t_sched_ns[columns.is_measured]
+        t_sched = columns.t_sched_ns[columns.is_measured & columns.begins_session]
         return _window(int(t_sched.min()), int(t_sched.max()), "all measured requests were due at the same time")
     last_tokens = columns.t_last_ns[measured]
     if (last_tokens == MISSING_NS).all():
@@ -79,7 +103,7 @@ def _closed_window(point: LoadPoint, columns: RequestColumns) -> tuple[Window | 
     measured = columns.is_measured & columns.is_sent
     if not measured.any():
         return None, "no measured request was sent"
-    flight = in_flight(columns)
+    flight = in_progress(columns)
     needed = math.ceil(IN_FLIGHT_RATIO * point.concurrency - 1e-9)
     is_full = flight.level >= needed
     is_full_and_measured = is_full & (flight.t_ns >= columns.t_send_ns[measured].min())
@@ -98,6 +122,13 @@ def _window(t0_ns: int, t1_ns: int, otherwise: str) -> tuple[Window | None, str 
 def mean_in_flight(columns: RequestColumns, window: Window) -> float:
     """Time average of the requests in flight over the window."""
     return float(time_shares_s(columns, window).sum()) / window.duration_s
+
+
+def mean_in_progress(columns: RequestColumns, window: Window) -> float:
+    """Time average of the slots taken over the window, see in_progress."""
+    starts, ends = _slot_spans(columns)
+    inside_ns = np.minimum(ends, window.t1_ns) - np.maximum(starts, window.t0_ns)
+    return float(np.maximum(inside_ns, 0).sum()) / 1e9 / window.duration_s
 
 
 def time_shares_s(columns: RequestColumns, window: Window) -> Floats:

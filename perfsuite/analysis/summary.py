@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,11 +15,23 @@ import pyarrow as pa
 from perfsuite.analysis.accounting import Accounting, account
 from perfsuite.analysis.checks import Reason, is_overloaded, judge, step_slip_ratio, validity
 from perfsuite.analysis.chunks import scan_chunks
-from perfsuite.analysis.energy import Energy, Telemetry, energy_over, memory_used_by_gpu, read_telemetry
+from perfsuite.analysis.conditions import (
+    BlockTelemetry,
+    Conditions,
+    block_telemetry,
+    conditions_over,
+    deployment_gpus,
+    requires_power,
+)
+from perfsuite.analysis.early_stopping import LimitCount, limit_counts
+from perfsuite.analysis.energy import Energy, energy_over, idle_power_w, memory_used_by_gpu, with_idle
+from perfsuite.analysis.gpu_samples import Telemetry, read_telemetry
 from perfsuite.analysis.metrics import Flags, Floats, RequestColumns, request_columns
-from perfsuite.analysis.steady import Window, mean_in_flight, mser5_cut_ratio, steady_window
+from perfsuite.analysis.server_load import ServerLoad, ServerSeries, read_server_series, server_load
+from perfsuite.analysis.steady import Window, mean_in_flight, mean_in_progress, mser5_cut_ratio, steady_window
 from perfsuite.analysis.trial_metrics import TrialData, trial_metrics
-from perfsuite.records import REQUEST_SCHEMA, ServerFacts, TrialFacts
+from perfsuite.analysis.within_run import WithinRun, latency_intervals
+from perfsuite.records import REQUEST_SCHEMA, SERVER_METRICS_SCHEMA, ServerFacts, TrialFacts
 from perfsuite.scenario.plan import LoadPoint
 from perfsuite.scenario.schema import Scenario
 
@@ -39,6 +52,11 @@ class TrialSummary:
     input_tokens_ratio  sum of n_in / sum of planned input tokens; None for prompts of a file
     prompts_digest    SHA-256 over the prompt hashes in order of index; "" without any
     memory_by_gpu     highest memory in use in the window, bytes
+    within_run        95 % intervals of latency percentiles from this trial's requests alone, by metric
+    limit_counts      may the p99 be claimed within each limit of the slo? (analysis/early_stopping.py)
+    reasoning_ratio   reasoning tokens / output tokens of the measured ok requests that tell both; None = none tells
+    server_load       the trial as its server saw it; None = it told nothing
+    in_line_ratio     share of the measured requests sent that were decoded in line; None = not known
     """
 
     trial: int
@@ -70,6 +88,12 @@ class TrialSummary:
     steal_ratio: float | None
     client_cpu_ratio: float | None
     is_overloaded: bool
+    within_run: Mapping[str, WithinRun] = field(default_factory=dict)
+    limit_counts: tuple[LimitCount, ...] = ()
+    reasoning_ratio: float | None = None
+    in_line_ratio: float | None = None
+    server_load: ServerLoad | None = None
+    conditions: Conditions = field(default_factory=Conditions)
 
     @property
     def is_usable(self) -> bool:
@@ -83,6 +107,9 @@ class RunSummary:
 
     servers     facts by block
     unfinished  trials that have records and no facts yet (the run goes on, or was killed): the records so far
+    file_digest  SHA-256 of the prompt file or trace; "" without one
+    blocks      what the run noted of each block's telemetry
+    num_not_needed  planned trials that a look made needless; they are not in `trials`
     """
 
     scenario: Scenario
@@ -90,6 +117,9 @@ class RunSummary:
     trials: tuple[TrialSummary, ...]
     servers: Mapping[int, ServerFacts]
     unfinished: Mapping[int, Accounting]
+    file_digest: str = ""
+    blocks: Mapping[int, BlockTelemetry] = field(default_factory=dict)
+    num_not_needed: int = 0
 
     @property
     def is_emulated(self) -> bool:
@@ -111,14 +141,22 @@ class RunSummary:
 def summarise(
     scenario: Scenario,
     load_points: Sequence[LoadPoint],
-    requests: pa.Table,
+    requests: pa.Table | Mapping[int, pa.Table],
     telemetry: pa.Table,
     trials: Sequence[TrialFacts],
     servers: Mapping[int, ServerFacts],
+    file_digest: str = "",
+    server_metrics: pa.Table | None = None,
+    events: Sequence[Mapping[str, Any]] = (),
 ) -> RunSummary:
-    """Summarise a run. requests: records.REQUEST_SCHEMA; telemetry: records.TELEMETRY_SCHEMA; servers: by block."""
+    """Summarise a run. requests: records.REQUEST_SCHEMA, of all trials or by trial; telemetry:
+    records.TELEMETRY_SCHEMA; servers: by block; server_metrics: records.SERVER_METRICS_SCHEMA; events: of the
+    bundle, for idle windows and the sampler's account.
+    """
     samples = read_telemetry(telemetry)
-    rows = _rows_by_trial(requests)
+    blocks = block_telemetry(events)
+    told = read_server_series(server_metrics if server_metrics is not None else SERVER_METRICS_SCHEMA.empty_table())
+    rows = requests if isinstance(requests, Mapping) else rows_by_trial(requests)
     finished = {facts.trial for facts in trials}
     return RunSummary(
         scenario=scenario,
@@ -130,27 +168,32 @@ def summarise(
                 facts,
                 rows.get(facts.trial, REQUEST_SCHEMA.empty_table()),
                 samples,
+                told,
                 servers.get(facts.block),
+                blocks.get(facts.block, BlockTelemetry()),
             )
             for facts in sorted(trials, key=lambda facts: facts.trial)
+            if facts.status != "not_needed"
         ),
         servers=dict(servers),
         unfinished={
             number: account(part, request_columns(part), planned=None)
-            for number, part in rows.items()
-            if number not in finished
+            for number, part in ((number, rows[number]) for number in rows if number not in finished)
         },
+        file_digest=file_digest,
+        blocks=blocks,
+        num_not_needed=sum(facts.status == "not_needed" for facts in trials),
     )
 
 
-def _rows_by_trial(requests: pa.Table) -> dict[int, pa.Table]:
+def rows_by_trial(requests: pa.Table) -> dict[int, pa.Table]:
     """The rows of each trial. Rows of one trial that lie together are sliced, not copied."""
     trial = requests["trial"].to_numpy()
     if len(trial) and (np.diff(trial) < 0).any():
         order = np.argsort(trial, kind="stable")
         requests, trial = requests.take(order), trial[order]
     numbers, begins = np.unique(trial, return_index=True)
-    ends = np.append(begins[1:], len(trial))
+    ends = np.append(begins[1:], len(trial))[: len(numbers)]  # without rows there is no trial and no end
     return {
         int(number): requests.slice(int(begin), int(end - begin))
         for number, begin, end in zip(numbers, begins, ends, strict=True)
@@ -163,21 +206,25 @@ def _summarise_trial(
     facts: TrialFacts,
     requests: pa.Table,
     samples: Telemetry,
+    told: ServerSeries,
     server: ServerFacts | None,
+    block: BlockTelemetry,
 ) -> TrialSummary:
     arm = scenario.arms[facts.arm]
     columns = request_columns(requests)
     window, window_note = steady_window(point, columns)
-    scan = scan_chunks(requests, window)
-    held = mean_in_flight(columns, window) if window is not None else None
+    scan = scan_chunks(requests, window, columns)
+    held = mean_in_progress(columns, window) if window is not None else None
     planned = None if point.num_requests is None else point.num_warmup + point.num_requests
     accounting = account(requests, columns, planned=planned)
     reasons = judge(
         facts, point, columns,
         accounting=accounting, window=window, window_note=window_note, held=held, scan=scan,
+        arm=arm, server=server,
     )  # fmt: skip
-    samples = _around(samples, facts, window)
-    energy = energy_over(samples, window, num_gpus=arm.gpus)
+    samples, energy = _energy(scenario, facts, samples, window, block)
+    if (required := requires_power(scenario.telemetry, energy, num_gpus=arm.gpus)) is not None:
+        reasons = (*reasons, Reason(code="power_required", severity="invalid", detail=required))
     data = TrialData(
         arm=arm, slo=scenario.slo, price_usd_per_gpu_hour=scenario.price_usd_per_gpu_hour,
         columns=columns, window=window, window_note=window_note, scan=scan,
@@ -201,7 +248,7 @@ def _summarise_trial(
         reasons=reasons,
         accounting=accounting,
         window=window,
-        mean_in_flight=held,
+        mean_in_flight=mean_in_flight(columns, window) if window is not None else None,
         mser5_cut_ratio=mser5_cut_ratio(scan.bin_tokens) if scan.bin_tokens is not None else None,
         energy=energy,
         memory_by_gpu=memory_used_by_gpu(samples, window) if window is not None else {},
@@ -216,7 +263,24 @@ def _summarise_trial(
         steal_ratio=audit.steal_ratio if audit is not None else None,
         client_cpu_ratio=audit.busiest_core_ratio if audit is not None else None,
         is_overloaded=is_overloaded(point, columns, window),
+        within_run=latency_intervals(columns, is_counted),
+        limit_counts=limit_counts(scenario.slo, columns, is_counted),
+        reasoning_ratio=_reasoning_ratio(columns, is_counted),
+        in_line_ratio=_mean(columns.in_line[columns.is_measured & columns.is_sent]),
+        server_load=server_load(told, facts, window, columns),
+        conditions=conditions_over(samples, window),
     )
+
+
+def _energy(
+    scenario: Scenario, facts: TrialFacts, samples: Telemetry, window: Window | None, block: BlockTelemetry
+) -> tuple[Telemetry, Energy]:
+    """The samples of the trial's surroundings on the arm's GPUs, and the energy of its window, idle power known."""
+    arm = scenario.arms[facts.arm]
+    samples = samples.of_gpus(deployment_gpus(arm, scenario.telemetry))
+    idle_w = idle_power_w(samples, block.idle, num_gpus=arm.gpus)
+    samples = _around(samples, facts, window)
+    return samples, with_idle(energy_over(samples, window, num_gpus=arm.gpus), idle_w, window)
 
 
 def _around(samples: Telemetry, facts: TrialFacts, window: Window | None) -> Telemetry:
@@ -229,6 +293,11 @@ def _around(samples: Telemetry, facts: TrialFacts, window: Window | None) -> Tel
 def _mean(values: Floats) -> float | None:
     values = values[np.isfinite(values)]
     return float(values.mean()) if len(values) else None
+
+
+def _reasoning_ratio(columns: RequestColumns, is_counted: Flags) -> float | None:
+    known = is_counted & np.isfinite(columns.reasoning_tokens) & (columns.n_out > 0)
+    return float(columns.reasoning_tokens[known].sum() / columns.n_out[known].sum()) if known.any() else None
 
 
 def _input_tokens_ratio(requests: pa.Table, columns: RequestColumns, is_counted: Flags) -> float | None:

@@ -9,7 +9,8 @@ import numpy as np
 
 from perfsuite.analysis.accounting import NOT_JUDGED
 from perfsuite.analysis.chunks import ChunkScan
-from perfsuite.analysis.energy import Energy, Telemetry, mean_power_w, memory_used_bytes
+from perfsuite.analysis.energy import Energy, mean_power_w, memory_used_bytes
+from perfsuite.analysis.gpu_samples import Telemetry
 from perfsuite.analysis.metrics import METRICS, Flags, Floats, RequestColumns, percentile_or_note
 from perfsuite.analysis.steady import Window, time_shares_s
 from perfsuite.records import ServerFacts
@@ -98,27 +99,49 @@ def _run_throughput(data: TrialData) -> Iterator[Found]:
 
 def _slo(data: TrialData) -> Iterator[Found]:
     rate = goodput = attainment = None
-    good = _meets(data.slo, data.columns)
+    limits = _limits(data.slo, data.columns)
+    good = _meets(limits, data.columns)
     if data.window is not None:
         shares = _shares_in_window(data.columns, data.window)
         rate = float(shares.sum()) / data.window.duration_s
         goodput = float(shares[good].sum()) / data.window.duration_s
-    is_judged = ~np.isin(data.columns.outcome, NOT_JUDGED) | data.columns.is_server_gone
+    is_judged = ~np.isin(data.columns.outcome, NOT_JUDGED)
+    is_judged |= data.columns.is_server_gone | data.columns.is_session_ended
     judged = data.columns.is_measured & is_judged
     if judged.any():
         attainment = float((good & judged).sum()) / float(judged.sum())
-    withheld = _slo_withheld(data)
+    withheld = _slo_withheld(data, limits)
     yield "request_rate_per_s", rate, None
     yield "goodput_per_s", None if withheld else goodput, withheld
     yield "slo_attainment_ratio", None if withheld else attainment, withheld or "no measured request was sent"
 
 
-def _slo_withheld(data: TrialData) -> str | None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Limits:
+    """The limits of each request in seconds, shape (num_requests,): its own, else the scenario's; NaN = none."""
+
+    ttft_s: Floats
+    tpot_s: Floats
+    e2e_s: Floats
+
+
+def _limits(slo: Slo, columns: RequestColumns) -> _Limits:
+    def either(own_s: Floats, of_all_s: float | None) -> Floats:
+        return own_s if of_all_s is None else np.where(np.isnan(own_s), of_all_s, own_s)
+
+    return _Limits(
+        ttft_s=either(columns.slo_ttft_s, slo.ttft),
+        tpot_s=either(columns.slo_tpot_s, slo.tpot),
+        e2e_s=either(columns.slo_e2e_s, slo.e2e),
+    )
+
+
+def _slo_withheld(data: TrialData, limits: _Limits) -> str | None:
     """Why the limits cannot be judged: there are none, or one on tpot and an answer without a token count."""
-    if data.slo == Slo():
+    if data.slo == Slo() and np.isnan([limits.ttft_s, limits.tpot_s, limits.e2e_s]).all():
         return "no slo in the scenario"
     ok = data.columns.is_measured & data.columns.is_ok
-    is_untold = data.slo.tpot is not None and bool(np.isnan(data.columns.n_out[ok]).any())
+    is_untold = bool((np.isfinite(limits.tpot_s[ok]) & np.isnan(data.columns.n_out[ok])).any())
     return (data.scan.untold or NO_COUNTS) if is_untold else None
 
 
@@ -128,14 +151,11 @@ def _shares_in_window(columns: RequestColumns, window: Window) -> Floats:
     return np.where(columns.is_ok, time_shares_s(columns, window) / whole_s, 0.0)
 
 
-def _meets(slo: Slo, columns: RequestColumns) -> Flags:
+def _meets(limits: _Limits, columns: RequestColumns) -> Flags:
     """Which requests are ok and within every limit; a request without a tpot (one token) meets that limit."""
-    good = columns.is_ok.copy()
-    for limit, values in ((slo.ttft, columns.ttft_s), (slo.e2e, columns.e2e_s)):
-        if limit is not None:
-            good &= values <= limit
-    if slo.tpot is not None:
-        good &= ~(columns.tpot_s > slo.tpot)
+    good: Flags = columns.is_ok & ~(columns.tpot_s > limits.tpot_s)
+    for limit_s, values_s in ((limits.ttft_s, columns.ttft_s), (limits.e2e_s, columns.e2e_s)):
+        good &= np.isnan(limit_s) | (values_s <= limit_s)
     return good
 
 
@@ -149,7 +169,6 @@ def _latencies(data: TrialData) -> Iterator[Found]:
         ("tpot_p{}_s", columns.tpot_s[counted], (50, 99)),
         ("interactivity_p{}_per_s", columns.interactivity_per_s[counted], (50,)),
         ("e2e_p{}_s", columns.e2e_s[counted], (50, 99)),
-        ("chunk_gap_p{}_s", data.scan.gaps_s, (50, 99)),
         ("send_lag_p{}_s", columns.send_lag_s[columns.is_measured & columns.is_sent], (50, 99)),
     )
     for name, values, percentiles in series:
@@ -158,6 +177,8 @@ def _latencies(data: TrialData) -> Iterator[Found]:
                 yield name.format(percentile), None, data.scan.untold or NO_COUNTS
             else:
                 yield name.format(percentile), *percentile_or_note(values, percentile)
+    for percentile in (50, 99):
+        yield f"chunk_gap_p{percentile}_s", *data.scan.gaps.percentile_or_note(percentile)
     yield from _itl(data.scan)
 
 
@@ -167,7 +188,7 @@ def _itl(scan: ChunkScan) -> Iterator[Found]:
     if per_chunk is not None and per_chunk > MAX_TOKENS_PER_CHUNK_FOR_ITL:
         withheld = f"chunks carry {per_chunk:.2f} tokens"
     for percentile in (50, 99):
-        found = (None, withheld) if withheld else percentile_or_note(scan.gaps_s, percentile)
+        found = (None, withheld) if withheld else scan.gaps.percentile_or_note(percentile)
         yield f"itl_p{percentile}_s", *found
 
 
@@ -190,9 +211,42 @@ def _power(data: TrialData) -> Iterator[Found]:
         energy.energy_j / tokens if energy.energy_j and tokens else None,
         reason or untold or "no tokens",
     )
+    yield from _per_unit_of_work(data, reason)
+    yield "idle_power_w", energy.idle_power_w, "no idle window before the block's trials (telemetry.idle)"
     yield "mean_power_w", power_w, "no power samples in the window"
     yield "tps_per_watt", tps_per_watt, untold if power_w and untold else "no power samples in the window"
     yield "gpu_memory_used_bytes", memory, "no memory samples in the window"
+
+
+def _per_unit_of_work(data: TrialData, reason: str | None) -> Iterator[Found]:
+    """Energy for each net output token, each token in and out, and each request. reason: why there is no energy."""
+    energy, window, tokens = data.energy, data.window, data.scan.window_tokens
+    net = total = requests = None
+    no_net = (
+        reason
+        or data.scan.untold
+        or "no idle window before the block's trials, or no more drawn than idle within the bound"
+    )
+    no_total = reason or data.scan.untold or "the server tells no input token counts"
+    if window is not None and energy.energy_j:
+        shares = float(_shares_in_window(data.columns, window).sum())
+        requests = energy.energy_j / shares if shares > 0 else None
+        if tokens and energy.net_j is not None:
+            net = energy.net_j / tokens
+        total_tokens = _total_tokens(data, window)
+        total = energy.energy_j / total_tokens if total_tokens else None
+    yield "j_per_output_token_net", net, no_net
+    yield "j_per_total_token", total, no_total
+    yield "j_per_request", requests, reason or "no request was answered in the window"
+
+
+def _total_tokens(data: TrialData, window: Window) -> float | None:
+    """Output tokens in the window and input tokens of the requests whose first token came in it; None if untold."""
+    first_ns = data.columns.t_first_ns
+    came = (first_ns >= window.t0_ns) & (first_ns <= window.t1_ns)
+    if data.scan.window_tokens is None or np.isnan(data.columns.n_in[came & data.columns.is_ok]).any():
+        return None
+    return data.scan.window_tokens + float(np.nansum(data.columns.n_in[came]))
 
 
 def _capacity(data: TrialData) -> Iterator[Found]:
