@@ -1,0 +1,61 @@
+"""Reads kernel_rules.yaml, and refuses a rule without a source."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from perfsuite.analysis.kernels_rules import CATEGORIES, PHASES, KernelRules, NameRule, StepRule
+from perfsuite.errors import PerfsuiteError
+
+_PATH = Path(__file__).parent / "kernel_rules.yaml"
+
+
+@cache
+def load_rules() -> KernelRules:
+    """The rules, read once per process. Raises PerfsuiteError if the file is not as promised."""
+    return parse_rules(yaml.safe_load(_PATH.read_text(encoding="utf-8")))
+
+
+def parse_rules(document: dict[str, Any]) -> KernelRules:
+    """The rules of a document. Raises PerfsuiteError for an unknown category, phase or source."""
+    sources = document["sources"]
+
+    def names(section: str, key: str, known: frozenset[str] | None) -> tuple[NameRule, ...]:
+        return tuple(_name_rule(entry, key, known, sources) for entry in document[section])
+
+    return KernelRules(
+        categories=names("categories", "category", frozenset(CATEGORIES)),
+        formats=names("formats", "format", None),
+        steps=tuple(StepRule(pattern=_pattern(entry), source=_source(entry, sources)) for entry in document["steps"]),
+        files=names("files", "phase", frozenset(PHASES)),
+    )
+
+
+def _name_rule(entry: dict[str, Any], key: str, known: frozenset[str] | None, sources: dict[str, str]) -> NameRule:
+    meaning = entry.get(key)
+    if not isinstance(meaning, str) or (known is not None and meaning not in known):
+        raise PerfsuiteError(f"a kernel rule has an unknown {key}", found=repr(entry))
+    return NameRule(
+        pattern=_pattern(entry),
+        meaning=meaning,
+        inherits=bool(entry.get("inherits", False)),
+        source=_source(entry, sources),
+    )
+
+
+def _pattern(entry: dict[str, Any]) -> re.Pattern[str]:
+    try:
+        return re.compile(entry["pattern"], re.IGNORECASE)
+    except (KeyError, re.error) as error:
+        raise PerfsuiteError("a kernel rule has no pattern that works", found=f"{entry!r}: {error}") from None
+
+
+def _source(entry: dict[str, Any], sources: dict[str, str]) -> str:
+    if entry.get("source") not in sources:
+        raise PerfsuiteError("a kernel rule has no source", found=repr(entry))
+    return sources[entry["source"]]
