@@ -76,6 +76,10 @@ class Bundle:
         """Where the telemetry of a block goes, as an Arrow IPC stream of TELEMETRY_SCHEMA."""
         return self.path / LIVE / f"telemetry-{block:06d}.arrows"
 
+    def server_metrics_path(self, block: int) -> Path:
+        """Where the server's own metrics of a block go, as an Arrow IPC stream of SERVER_METRICS_SCHEMA."""
+        return self.path / LIVE / f"server-metrics-{block:06d}.arrows"
+
     def log_path(self, block: int, arm: str) -> Path:
         """Where the engine of a block writes its log."""
         return self.path / LOGS / f"block-{block:03d}-{arm}.log"

@@ -19,19 +19,21 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from perfsuite.errors import StoreError
-from perfsuite.records import REQUEST_SCHEMA, TELEMETRY_SCHEMA, TrialFacts
+from perfsuite.records import REQUEST_SCHEMA, SERVER_METRICS_SCHEMA, TELEMETRY_SCHEMA, TrialFacts
 from perfsuite.scenario.plan import Plan, RequestSpecs, Trial, request_specs
 from perfsuite.store.documents import read_lines, trial_facts, write_lines, write_manifest
 from perfsuite.store.layout import (
     LIVE,
     MANIFEST,
     REQUESTS,
+    SERVER_METRICS,
     SUMMARY,
     TELEMETRY,
     TMP_SUFFIX,
     TRIALS,
     rename_durably,
     request_streams,
+    server_metrics_streams,
     store_errors,
     telemetry_streams,
     temporary,
@@ -60,7 +62,8 @@ def finish_bundle(
     """
     with store_errors("cannot finish the bundle", folder):
         num_requests = _finish_requests(folder, plan, status)
-        num_samples = _finish_telemetry(folder)
+        num_samples = _finish_samples(folder / TELEMETRY, telemetry_streams(folder), TELEMETRY_SCHEMA)
+        _finish_samples(folder / SERVER_METRICS, server_metrics_streams(folder), SERVER_METRICS_SCHEMA)
         _remove_streams(folder)
         trials = read_lines(folder / TRIALS)
         manifest = manifest | {
@@ -109,7 +112,7 @@ def _finish_requests(folder: Path, plan: Plan, status: str) -> int:
 
 
 def _specs(plan: Plan, trial: Trial) -> RequestSpecs:
-    return request_specs(plan.scenario, plan.load_points[trial.load_point], trial, plan.num_file_rows, plan.trace)
+    return request_specs(plan.scenario, plan.load_points[trial.load_point], trial, plan.num_file_rows, plan.rows)
 
 
 def _trial_table(
@@ -170,11 +173,12 @@ def missing_records(
     Never played: outcome "unsent". Played, but the record is missing: outcome "client_internal", because nobody knows
     whether the request was sent.
     """
-    was_played = facts.status != "not_played"
+    was_played = facts.status not in ("not_played", "not_needed")
+    why_not = "not_needed: a look ended the comparison" if facts.status == "not_needed" else f"not_played: {status}"
     values: dict[str, Any] = {
         "trial": trial,
         "outcome": "client_internal" if was_played else "unsent",
-        "detail": LOST if was_played else f"not_played: {status}",
+        "detail": LOST if was_played else why_not,
         "t_sched_ns": facts.t_start_ns or 0,
         "prompt_hash": "",
         "bytes_received": 0,
@@ -186,6 +190,11 @@ def missing_records(
         "input_tokens_planned": pa.array(specs.input_tokens[index], pa.int32()),
         "output_tokens_planned": pa.array(specs.output_tokens[index], pa.int32()),
     }
+    if specs.session is not None and specs.turn is not None:
+        columns |= {
+            "session": pa.array(specs.session[index], pa.int32()),
+            "turn": pa.array(specs.turn[index], pa.int32()),
+        }
     for field in REQUEST_SCHEMA:
         if field.name not in columns:
             columns[field.name] = _constant(field, values.get(field.name), len(index))
@@ -222,22 +231,21 @@ def _row_groups(path: Path) -> Iterator[pa.Table]:
         raise StoreError("damaged: not a Parquet file", where=str(path), found=str(error)) from None
 
 
-def _finish_telemetry(folder: Path) -> int:
-    """Number of rows in telemetry.parquet, which is made when it is missing."""
-    path = folder / TELEMETRY
+def _finish_samples(path: Path, streams: Iterable[Path], schema: pa.Schema) -> int:
+    """Number of rows in a Parquet file of samples, which is made of the blocks' streams when it is missing."""
     if not path.exists():
-        written = _write_telemetry(temporary(path), telemetry_streams(folder))
+        written = _write_samples(temporary(path), streams, schema)
         if written != sum(table.num_rows for table in _row_groups(temporary(path))):
-            raise StoreError("the telemetry file did not read back", where=str(temporary(path)))
+            raise StoreError("a file of samples did not read back", where=str(temporary(path)))
         rename_durably(temporary(path), path)
     return sum(table.num_rows for table in _row_groups(path))
 
 
-def _write_telemetry(path: Path, streams: Iterable[Path]) -> int:
+def _write_samples(path: Path, streams: Iterable[Path], schema: pa.Schema) -> int:
     num = 0
-    with pq.ParquetWriter(path, TELEMETRY_SCHEMA, compression="zstd") as writer:
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for stream in streams:
-            table = read_stream(stream, TELEMETRY_SCHEMA).table
+            table = read_stream(stream, schema).table
             writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
             num += table.num_rows
     return num

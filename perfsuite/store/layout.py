@@ -20,6 +20,7 @@ SERVERS = "servers.jsonl"
 SUMMARY = "summary.json"
 REQUESTS = "requests.parquet"
 TELEMETRY = "telemetry.parquet"
+SERVER_METRICS = "server_metrics.parquet"
 LIVE = "live"
 LOGS = "logs"
 TRUTH = "truth"
@@ -75,6 +76,11 @@ def request_streams(folder: Path, trial: int) -> list[Path]:
 def telemetry_streams(folder: Path) -> list[Path]:
     """Live telemetry of all blocks, in the order of the blocks."""
     return sorted((folder / LIVE).glob("telemetry-*.arrows"))
+
+
+def server_metrics_streams(folder: Path) -> list[Path]:
+    """Live series of the servers' own metrics of all blocks, in the order of the blocks."""
+    return sorted((folder / LIVE).glob("server-metrics-*.arrows"))
 
 
 def temporary(path: Path) -> Path:

@@ -12,8 +12,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from perfsuite.analysis.summary import rows_by_trial
 from perfsuite.errors import PerfsuiteError, StoreError
-from perfsuite.records import REQUEST_SCHEMA, TELEMETRY_SCHEMA, TRIAL_STATUSES, ServerFacts, TrialFacts
+from perfsuite.records import (
+    REQUEST_SCHEMA,
+    SERVER_METRICS_SCHEMA,
+    TELEMETRY_SCHEMA,
+    TRIAL_STATUSES,
+    ServerFacts,
+    TrialFacts,
+)
 from perfsuite.scenario.files import parse_scenario
 from perfsuite.scenario.plan import Plan, build_plan
 from perfsuite.scenario.schema import Scenario
@@ -23,18 +31,21 @@ from perfsuite.store.layout import (
     MANIFEST,
     REQUESTS,
     SCENARIO,
+    SERVER_METRICS,
     SERVERS,
     SUMMARY,
     TELEMETRY,
     TRIALS,
     request_streams,
     runs_folder,
+    server_metrics_streams,
     store_errors,
     telemetry_streams,
     write_atomically,
 )
 from perfsuite.store.processes import host_facts, is_mark_alive
 from perfsuite.store.streams import conform, read_stream
+from perfsuite.store.trial_tables import TrialTables
 
 QUIET_S = 120.0
 
@@ -43,8 +54,10 @@ QUIET_S = 120.0
 class BundleData:
     """What a bundle holds.
 
-    requests   REQUEST_SCHEMA, by trial and index; while the run goes on, the records flushed so far
+    trial_requests  trial -> its records, REQUEST_SCHEMA by index, read when asked for; while the run goes on, those
+                    flushed so far
     telemetry  TELEMETRY_SCHEMA, in the order of the blocks
+    server_metrics  SERVER_METRICS_SCHEMA, in the order of the blocks; empty for a bundle of before they were kept
     servers    by block
     """
 
@@ -52,11 +65,17 @@ class BundleData:
     manifest: dict[str, Any]
     scenario: Scenario
     plan: Plan
-    requests: pa.Table
+    trial_requests: Mapping[int, pa.Table]
     telemetry: pa.Table
+    server_metrics: pa.Table
     trials: list[TrialFacts]
     servers: dict[int, ServerFacts]
     events: list[dict[str, Any]]
+
+    @property
+    def requests(self) -> pa.Table:
+        """Every record, REQUEST_SCHEMA, by trial and index. Read at each call: of a large run prefer trial_requests."""
+        return pa.concat_tables([REQUEST_SCHEMA.empty_table(), *self.trial_requests.values()])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,13 +106,9 @@ def read_bundle(path: Path) -> BundleData:
         manifest=manifest,
         scenario=plan.scenario,
         plan=plan,
-        requests=_table(
-            path / REQUESTS,
-            [stream for trial in plan.trials for stream in request_streams(path, trial.ordinal)],
-            REQUEST_SCHEMA,
-            manifest,
-        ),
+        trial_requests=_trial_requests(path, plan, manifest),
         telemetry=_table(path / TELEMETRY, telemetry_streams(path), TELEMETRY_SCHEMA, manifest),
+        server_metrics=_server_metrics(path, manifest),
         trials=[_trial(path / TRIALS, row, plan) for row in read_lines(path / TRIALS)],
         servers=dict(_fact(path / SERVERS, server_facts, row) for row in read_lines(path / SERVERS)),
         events=read_lines(path / EVENTS),
@@ -135,6 +150,23 @@ def _table(path: Path, streams: Iterable[Path], schema: pa.Schema, manifest: Map
         return conform(pq.read_table(path), schema, path)
     except (pa.ArrowException, OSError) as error:
         raise StoreError("damaged: not a Parquet file", where=str(path), found=str(error)) from None
+
+
+def _trial_requests(folder: Path, plan: Plan, manifest: Mapping[str, Any]) -> Mapping[int, pa.Table]:
+    """The records by trial: of the Parquet file, or of the streams of a bundle that is not finished."""
+    path = folder / REQUESTS
+    if not path.exists():
+        streams = [stream for trial in plan.trials for stream in request_streams(folder, trial.ordinal)]
+        return rows_by_trial(_table(path, streams, REQUEST_SCHEMA, manifest))
+    return TrialTables(path)
+
+
+def _server_metrics(folder: Path, manifest: Mapping[str, Any]) -> pa.Table:
+    """The servers' own metrics; a finished bundle that never listed the file was written before there was one."""
+    is_finished = manifest["status"] != "running"
+    if is_finished and all(file["path"] != SERVER_METRICS for file in manifest.get("files", [])):
+        return SERVER_METRICS_SCHEMA.empty_table()
+    return _table(folder / SERVER_METRICS, server_metrics_streams(folder), SERVER_METRICS_SCHEMA, manifest)
 
 
 def _trial(path: Path, row: dict[str, Any], plan: Plan) -> TrialFacts:

@@ -32,7 +32,7 @@ from perfsuite.store.reading import BundleData, is_alive, read_bundle, read_plan
 from perfsuite.store.redact import Redactor
 
 # Processes of perfsuite's own, which end by themselves when the run's process does.
-HELPERS = ("perfsuite", "load_worker", "sampler")
+HELPERS = ("perfsuite", "load_worker", "sampler", "reader")
 HELPERS_END_S = 10.0
 
 

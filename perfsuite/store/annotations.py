@@ -1,0 +1,27 @@
+"""What people write beside a bundle: annotations.jsonl in its folder, one line each. It is no part of the manifest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from perfsuite.store.documents import append_line, read_lines
+
+ANNOTATIONS = "annotations.jsonl"
+
+
+def add_annotation(
+    bundle: Path, text: str, *, is_accepted: bool = False, wall_ns: Callable[[], int] = time.time_ns
+) -> None:
+    """Append a note; is_accepted: the level from this run on is the new normal. Raises StoreError."""
+    append_line(bundle / ANNOTATIONS, {"utc_ns": wall_ns(), "text": text, "is_accepted": is_accepted})
+
+
+def read_annotations(bundle: Path) -> list[dict[str, Any]]:
+    """The notes, oldest first: utc_ns, text, is_accepted. Raises StoreError."""
+    return [
+        {"utc_ns": int(row["utc_ns"]), "text": str(row["text"]), "is_accepted": bool(row.get("is_accepted"))}
+        for row in read_lines(bundle / ANNOTATIONS)
+    ]
