@@ -1,4 +1,4 @@
-"""The verbs: parse, call, print, exit code. The only module that prints.
+"""The verbs: parse, call, print, exit code. Only this and cli_*.py print.
 
 stdout carries the result, stderr the progress and the errors. Imports inside the verbs keep `--help` fast.
 """
@@ -14,12 +14,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from perfsuite.cli_catalog import add_verbs
+from perfsuite.cli_options import DEFAULT_RESULTS, Catalog, Json, Results, Run, ScenarioPath, Seed
+from perfsuite.cli_options import print_json as _print_json
+from perfsuite.cli_options import width as _width
+from perfsuite.cli_profile import add_profile, profile_after_run
+from perfsuite.cli_site import add_site
 from perfsuite.errors import NoValidComparison, PerfsuiteError, UsageError
 
 if TYPE_CHECKING:
     from perfsuite.load.spawning import Line
     from perfsuite.report.live import Live
-    from perfsuite.run import Answer
+    from perfsuite.results import Answer
     from perfsuite.scenario.plan import Plan
 
 app = typer.Typer(
@@ -27,17 +33,9 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Measure LLM serving and compare arms (FP8 against NVFP4) with statistics.",
-    epilog="Exit codes: 0 ok, 1 internal error, 2 usage or scenario, 3 no valid comparison, 4 reserved, "
+    epilog="Exit codes: 0 ok, 1 internal error, 2 usage or scenario, 3 no valid comparison, 4 regression, "
     "5 engine or target, 6 store, 130/143 interrupted with the partial run saved.",
 )
-
-ScenarioPath = Annotated[Path, typer.Argument(metavar="SCENARIO", help="Scenario file (YAML).")]
-Results = Annotated[Path, typer.Option("--results", help="Folder of the bundles.", envvar="PERFSUITE_RESULTS")]
-Json = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")]
-Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Replace the scenario's seed.")]
-Run = Annotated[str, typer.Argument(metavar="RUN", help="Run id, a unique beginning of it, or 'last'.")]
-
-DEFAULT_RESULTS = Path("results")
 
 
 def main() -> None:
@@ -71,7 +69,7 @@ def _options(
 @app.command()
 def validate(scenario: ScenarioPath, seed: Seed = None) -> None:
     """Check a scenario file, its prompt file and its plan; start nothing."""
-    from perfsuite.run import prepare
+    from perfsuite.prepare import prepare
 
     prepared = prepare(scenario, seed=seed)
     plan = prepared.plan
@@ -87,8 +85,9 @@ def plan(
 ) -> None:
     """Say what would be run: blocks, requests, tokens, time, and the percentiles each load point can have."""
     from perfsuite.analysis.estimate import estimate_plan
+    from perfsuite.engines import launch_script
+    from perfsuite.prepare import prepare
     from perfsuite.report.plan import plan_json, plan_text
-    from perfsuite.run import launch_script, prepare
 
     if json and script:
         raise UsageError("--json and --script exclude each other")
@@ -115,21 +114,41 @@ def run(
     json: Json = False,
     seed: Seed = None,
     workers: Annotated[int | None, typer.Option("--workers", min=1, help="Load worker processes.")] = None,
+    catalog: Catalog = None,
+    scheduler: Annotated[str, typer.Option(help="Whose processes play: process (perfsuite's), locust or ray.")] = (
+        "process"
+    ),
 ) -> None:
     """Play a scenario and print the comparison. Every record is kept in a bundle under --results."""
     from perfsuite.load.spawning import spawned_workers
 
-    with spawned_workers(1) as spawned:  # it gets ready while this process imports the rest and plans
-        answer = _run(scenario, results, seed, workers, spawned)
+    if scheduler != "process":
+        from perfsuite.integrations.schedulers import scheduled_workers
+
+        with scheduled_workers(scheduler, workers or 1) as spawned:
+            answer = _run(scenario, results, seed, len(spawned), spawned, catalog)
+    else:
+        with spawned_workers(1) as spawned:  # it gets ready while this process imports the rest and plans
+            answer = _run(scenario, results, seed, workers, spawned, catalog)
     _print_answer(answer, json=json)
+    if answer.summary.scenario.profile is not None:
+        profile_after_run(scenario, results, seed, _live_view, quiet=json)
+    if answer.catalog_problem:
+        print(f"warning: {answer.catalog_problem}", file=sys.stderr)
     _refuse_incomparable(answer)
     if all(t.validity == "invalid" for t in answer.summary.trials):
         raise NoValidComparison("no valid trial", cure=f"perfsuite check {answer.path.name}")
 
 
-def _run(scenario: Path, results: Path, seed: int | None, workers: int | None, spawned: list[Line]) -> Answer:
-    from perfsuite.run import choose_workers, prepare, run_scenario, stop_on_signals
+def _run(
+    scenario: Path, results: Path, seed: int | None, workers: int | None, spawned: list[Line], catalog: str | None
+) -> Answer:
+    from perfsuite.prepare import choose_workers, prepare
+    from perfsuite.run import run_scenario
+    from perfsuite.run_state import stop_on_signals
+    from perfsuite.store.catalog_url import catalog_url
 
+    catalog_url(results, catalog)  # a wrong one is refused before anything starts
     prepared = prepare(scenario, seed=seed)
     num_workers = workers or choose_workers(prepared)
     mark = "EMULATED " if any(arm.engine == "emulated" for arm in prepared.scenario.arms.values()) else ""
@@ -137,14 +156,16 @@ def _run(scenario: Path, results: Path, seed: int | None, workers: int | None, s
     print(f"{mark}load workers: {num_workers} ({chosen})", file=sys.stderr, flush=True)
     print(f"{mark}{_calibration_note(prepared.plan, num_workers)}", file=sys.stderr, flush=True)
     with stop_on_signals() as stop, _live_view() as on_live:
-        return run_scenario(prepared, results, stop=stop, on_live=on_live, workers=num_workers, spawned=spawned)
+        return run_scenario(
+            prepared, results, stop=stop, on_live=on_live, workers=num_workers, spawned=spawned, catalog=catalog
+        )
 
 
 @app.command("list")
 def list_runs(results: Results = DEFAULT_RESULTS, json: Json = False) -> None:
     """List the runs in the results folder, newest last."""
     from perfsuite.report.json import list_json
-    from perfsuite.report.text import list_text
+    from perfsuite.report.text_list import list_text
     from perfsuite.store.reading import list_bundles
 
     rows = list_bundles(results)
@@ -156,7 +177,7 @@ def show(run: Run = "last", results: Results = DEFAULT_RESULTS, json: Json = Fal
     """Show one run: arms, trials with validity, metrics, accounting."""
     from perfsuite.report.json import summary_json
     from perfsuite.report.text import show_text
-    from perfsuite.run import load_run
+    from perfsuite.results import load_run
 
     data, summary = load_run(results, run)
     _print_json(summary_json(summary, run=data.manifest)) if json else print(
@@ -169,7 +190,7 @@ def check(run: Run = "last", results: Results = DEFAULT_RESULTS, json: Json = Fa
     """Doubt one run: validity of each trial with reasons, and what to do next. Exit 3 when a trial is invalid."""
     from perfsuite.report.json import check_json
     from perfsuite.report.text import check_text
-    from perfsuite.run import load_run, refuse_damaged
+    from perfsuite.results import load_run, refuse_damaged
 
     data, summary = load_run(results, run)
     refuse_damaged(data.path)
@@ -190,7 +211,7 @@ def compare(
     json: Json = False,
 ) -> None:
     """Compare the arms of one run, or one arm of two runs (labelled unpaired)."""
-    from perfsuite.run import compare_runs
+    from perfsuite.results import compare_runs
 
     answer = compare_runs(results, run, other)
     if not answer.comparisons:
@@ -203,11 +224,12 @@ def compare(
 def recover(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Run id, 'last', or 'all' unfinished runs.")] = "all",
     results: Results = DEFAULT_RESULTS,
+    catalog: Catalog = None,
 ) -> None:
     """Finish the bundle of a run that was killed (as partial), and stop engines it left behind."""
     from perfsuite.run import recover_runs
 
-    recovered = recover_runs(results, run)
+    recovered = recover_runs(results, run, catalog=catalog)
     if not recovered:
         print("nothing to recover")
     for line in recovered:
@@ -226,6 +248,45 @@ def doctor(json: Json = False) -> None:
     _print_json(doctor_json(calibration)) if json else print(f"{doctor_text(calibration)}\nkept in {path}")
 
 
+telemetry_app = typer.Typer(
+    no_args_is_help=True, help="Look at what GPUs tell, or give a GPU host's samples to a load host elsewhere."
+)
+app.add_typer(telemetry_app, name="telemetry")
+
+Source = Annotated[str, typer.Option("--source", help="nvml, emulator:URL, prometheus:URL, agent:URL or csv:PATH.")]
+TokenVariable = Annotated[str, typer.Option(help="Environment variable that holds the token.")]
+TOKEN_VARIABLE = "PERFSUITE_TELEMETRY_TOKEN"
+
+
+@telemetry_app.command()
+def probe(source: Source = "nvml", json: Json = False, token_variable: TokenVariable = TOKEN_VARIABLE) -> None:
+    """Read a source a few times: which values its GPUs tell, which are missing and why, how often counters change."""
+    from perfsuite.report.probe import probe_text
+    from perfsuite.telemetry.probe import probe as probe_source
+
+    found = probe_source(source, token=os.environ.get(token_variable))
+    _print_json(found) if json else print(probe_text(found, width=_width()))
+
+
+@telemetry_app.command()
+def serve(
+    source: Source = "nvml",
+    host: Annotated[str, typer.Option(help="Address to listen on; beyond loopback use a tunnel.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 9477,
+    hz: Annotated[float, typer.Option(min=0.1, max=100, help="Readings a second.")] = 10.0,
+    token_variable: TokenVariable = TOKEN_VARIABLE,
+) -> None:
+    """Sample this host's GPUs and give the samples to whoever has the token. Ctrl-C stops it."""
+    from perfsuite.telemetry.agent import is_loopback, serve_source
+
+    if not is_loopback(host):
+        print(f"warning: {host} is not loopback: token and samples travel in the clear", file=sys.stderr)
+    serve_source(
+        source, token=os.environ.get(token_variable, ""), host=host, port=port, hz=hz,
+        on_ready=lambda url: print(f"telemetry agent at {url}, source {source}", file=sys.stderr, flush=True),
+    )  # fmt: skip
+
+
 @app.command()
 def emulate(
     checkpoint: Annotated[str, typer.Argument(help="Checkpoint of the library, such as nvidia/DeepSeek-V3.2-NVFP4.")],
@@ -237,8 +298,11 @@ def emulate(
     max_num_seqs: Annotated[int, typer.Option(min=1)] = 256,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     truth_log: Annotated[Path | None, typer.Option(help="Write when each chunk was sent.")] = None,
+    dialect: Annotated[str, typer.Option(help="Whose API and metrics it speaks: vllm, sglang or trtllm.")] = "vllm",
+    stream_interval: Annotated[int, typer.Option(min=1, help="Tokens in a chunk, after the first.")] = 1,
+    draft_tokens: Annotated[int, typer.Option(min=0, help="Speculative tokens for each decode.")] = 0,
 ) -> None:
-    """Serve the embedded engine: vLLM's API over a model of 8×B200. Its numbers are emulated. Ctrl-C stops it."""
+    """Serve the embedded engine, a model of 8×B200, in vLLM's, SGLang's or TensorRT-LLM's API. Ctrl-C stops it."""
     from perfsuite.emulator.config import EmulatorConfig
     from perfsuite.emulator.server import serve
 
@@ -253,8 +317,14 @@ def emulate(
         max_num_seqs=max_num_seqs,
         seed=seed,
         truth_log=truth_log,
+        dialect=dialect,
+        stream_interval=stream_interval,
+        draft_tokens=draft_tokens,
     )
     serve(config, on_ready=lambda url: print(f"emulated engine at {url} (its numbers are emulated)", file=sys.stderr))
+
+
+add_verbs(app)
 
 
 def _calibration_note(plan: Plan, num_workers: int) -> str:
@@ -284,33 +354,30 @@ def _refuse_incomparable(answer: Answer) -> None:
         )
 
 
-def _print_json(value: Any) -> None:
-    import json as json_lib
-
-    print(json_lib.dumps(value, indent=2, allow_nan=False, ensure_ascii=False))
-
-
-def _width() -> int:
-    import shutil
-
-    return max(60, min(140, shutil.get_terminal_size((80, 24)).columns))
-
-
 @contextmanager
 def _live_view() -> Iterator[Any]:
     """A function that shows a Live value: redrawn in place on a terminal, a line a change when piped."""
     from rich.console import Console
 
-    from perfsuite.report.live import live_line, live_view
+    from perfsuite.report.live import HISTORY, live_line, live_view
 
     console = Console(stderr=True, no_color=bool(os.environ.get("NO_COLOR")) or None)
     if not console.is_terminal:
         yield _line_printer(live_line)
         return
-    from rich.live import Live as RichLive
+    from collections import deque
 
+    from rich.live import Live as RichLive
+    from rich.text import Text
+
+    history: deque[Live] = deque(maxlen=HISTORY)
     with RichLive(console=console, refresh_per_second=4, transient=True) as view:
-        yield lambda live: view.update(live_view(live, width=console.width))
+
+        def on_live(live: Live) -> None:
+            history.append(live)
+            view.update(Text(live_view(live, width=console.width, history=history)))
+
+        yield on_live
 
 
 def _line_printer(live_line: Any) -> Any:
@@ -324,3 +391,7 @@ def _line_printer(live_line: Any) -> Any:
             print(live_line(live), file=sys.stderr, flush=True)
 
     return on_live
+
+
+add_profile(app, _live_view)
+add_site(app, _live_view)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from array import array
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 
 import numpy as np
@@ -25,26 +26,27 @@ def monotonic_ns() -> int:
 
 
 class _Epoch:
-    """Samples between two steps: instants on the monotonic clock and the difference realtime − monotonic, in ns."""
+    """Samples between two steps, in ns: instants on the monotonic clock, and the same on the wall clock."""
 
-    __slots__ = ("monotonic", "offset")
+    __slots__ = ("monotonic", "wall")
 
     def __init__(self) -> None:
         self.monotonic = array("q")
-        self.offset = array("q")
+        self.wall = array("q")
 
     def convert(
         self, realtime: NDArray[np.int64], *, before_ns: int, after_ns: int
     ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Monotonic instants by linear interpolation, and which stamps lie in this epoch (with that much slack)."""
-        offset = np.frombuffer(self.offset, dtype=np.int64)
-        wall = np.frombuffer(self.monotonic, dtype=np.int64) + offset
-        inside = (realtime >= wall[0] - before_ns) & (realtime <= wall[-1] + after_ns)
-        base = offset[0]
+        inside = (realtime >= self.wall[0] - before_ns) & (realtime <= self.wall[-1] + after_ns)
+        start = max(0, bisect_right(self.wall, int(realtime.min())) - 1)
+        stop = bisect_left(self.wall, int(realtime.max())) + 1
+        wall = np.array(self.wall[start:stop], dtype=np.int64)
+        offset = wall - np.array(self.monotonic[start:stop], dtype=np.int64)
         at = np.interp(
-            (realtime - wall[0]).astype(float), (wall - wall[0]).astype(float), (offset - base).astype(float)
+            (realtime - wall[0]).astype(float), (wall - wall[0]).astype(float), (offset - offset[0]).astype(float)
         )
-        return realtime - base - np.rint(at).astype(np.int64), inside
+        return realtime - offset[0] - np.rint(at).astype(np.int64), inside
 
 
 class RealtimeOffset:
@@ -82,7 +84,7 @@ class RealtimeOffset:
             self._epochs.append(_Epoch())
         epoch = self._epochs[-1]
         epoch.monotonic.append(at)
-        epoch.offset.append(offset)
+        epoch.wall.append(at + offset)
         self._last_width_ns = width
 
     def _sandwich(self) -> tuple[int, int, int]:
@@ -95,7 +97,7 @@ class RealtimeOffset:
     def _is_step(self, at: int, offset: int, width: int) -> bool:
         epoch = self._epochs[-1]
         allowed = STEP_FLOOR_NS + width + self._last_width_ns + MAX_SLEW_RATIO * (at - epoch.monotonic[-1])
-        return abs(offset - epoch.offset[-1]) > allowed
+        return abs(offset - (epoch.wall[-1] - epoch.monotonic[-1])) > allowed
 
     def to_monotonic_ns(self, realtime_ns: int) -> int | None:
         """The same instant on the monotonic clock; None across a step, or 0.5 s and more outside the samples."""
@@ -106,7 +108,7 @@ class RealtimeOffset:
         """`to_monotonic_ns` for many stamps at once: instants, shape (n,), and which of them are known, shape (n,)."""
         out = np.zeros(len(realtime_ns), dtype=np.int64)
         num_inside = np.zeros(len(realtime_ns), dtype=np.int64)
-        for number, epoch in enumerate(self._epochs):
+        for number, epoch in enumerate(self._epochs if len(realtime_ns) else ()):
             before = MAX_EXTRAPOLATION_NS if number == 0 else 0
             after = MAX_EXTRAPOLATION_NS if number == len(self._epochs) - 1 else 0
             at, inside = epoch.convert(realtime_ns, before_ns=before, after_ns=after)

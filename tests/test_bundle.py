@@ -78,7 +78,7 @@ def test_a_finished_bundle_has_no_live_streams_and_no_half_written_files(complet
     names = {path.name for path in complete.iterdir()}
     assert names == {
         "manifest.json", "scenario.yaml", "scenario.resolved.json", "plan.json", "events.jsonl", "trials.jsonl",
-        "servers.jsonl", "requests.parquet", "telemetry.parquet", "logs", "truth",
+        "servers.jsonl", "requests.parquet", "telemetry.parquet", "server_metrics.parquet", "logs", "truth",
     }  # fmt: skip
 
 
@@ -254,7 +254,7 @@ def test_a_file_of_a_newer_format_is_refused_and_a_missing_nullable_column_is_nu
     table = pq.read_table(path)
     pq.write_table(table.drop_columns(["finish_reason"]), path)
     assert read_bundle(path.parent).requests["finish_reason"].null_count == NUM_REQUESTS * 4
-    pq.write_table(table.replace_schema_metadata({"perfsuite.schema": "requests/2"}), path)
+    pq.write_table(table.replace_schema_metadata({"perfsuite.schema": "requests/3"}), path)
     with pytest.raises(StoreError, match="newer perfsuite"):
         read_bundle(path.parent)
 

@@ -213,7 +213,12 @@ def test_event_lines_comments_and_chunks_without_choices_do_not_disturb_a_stream
         usage_event(3, 2),
         DONE,
     )
-    assert (list(answer.counts() or ()), answer.n_out, answer.finish_reason, answer.is_done) == ([1, 1], 2, "length", True)
+    assert (list(answer.counts() or ()), answer.n_out, answer.finish_reason, answer.is_done) == (
+        [1, 1],
+        2,
+        "length",
+        True,
+    )
 
 
 def read(message: Any) -> Event:

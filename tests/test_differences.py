@@ -7,21 +7,31 @@ from typing import Any
 
 import pytest
 
-from perfsuite.analysis.differences import classify, confounds, differences, parse_flags, refuse_confounds
+from perfsuite.analysis.difference import Difference
+from perfsuite.analysis.differences import (
+    ARM_KEYS_WITHOUT_EFFECT,
+    SERVER_KEYS_WITHOUT_EFFECT,
+    classify,
+    confounds,
+    differences,
+    parse_flags,
+    refuse_confounds,
+)
 from perfsuite.emulator.config import EmulatorConfig, deploy
 from perfsuite.emulator.facts import config as emulator_config
-from perfsuite.engines import vllm
+from perfsuite.engines import sglang, vllm
 from perfsuite.engines.emulated import emulator_facts
 from perfsuite.errors import ScenarioError
 from perfsuite.records import ServerFacts
-from perfsuite.scenario.arm import Arm
+from perfsuite.scenario.arm import Arm, EmulatorSettings
 from perfsuite.scenario.files import load_scenario
 from tests.made_run import FP8, NVFP4, arm, scenario, server_facts
 
 
 def kinds(baseline: dict[str, Any], candidate: dict[str, Any], *facts: Any) -> dict[str, str]:
+    """Key → class, without the rows on the formats of the checkpoints' parts."""
     rows = differences(Arm.model_validate(baseline), Arm.model_validate(candidate), *facts)
-    return {row.key: row.kind for row in rows}
+    return {row.key: row.kind for row in rows if not row.key.startswith("part_formats.")}
 
 
 def test_equal_arms_do_not_differ() -> None:
@@ -188,6 +198,130 @@ def emulator_told(arm: Arm, seed: int) -> ServerFacts:
     )
     told = emulator_config(deploy(config))
     return emulator_facts(told, engine="emulated", served_model="deepseek-v3.2", version="0.1.0")
+
+
+def row_of(baseline: dict[str, Any], candidate: dict[str, Any], key: str, *facts: Any) -> Difference | None:
+    rows = differences(Arm.model_validate(baseline), Arm.model_validate(candidate), *facts)
+    return next((row for row in rows if row.key == key), None)
+
+
+@pytest.mark.parametrize("field", [name for name in Arm.model_fields if name not in ARM_KEYS_WITHOUT_EFFECT])
+def test_every_field_of_an_arm_is_classified(field: str) -> None:
+    assert classify(field) != classify("a setting nobody has heard of")
+
+
+@pytest.mark.parametrize("key", sorted({*vllm.CONFIG_KEYS, *sglang.CONFIG_KEYS} - SERVER_KEYS_WITHOUT_EFFECT))
+def test_every_setting_that_a_server_tells_is_classified(key: str) -> None:
+    assert classify(key) != classify("a setting nobody has heard of")
+
+
+def test_another_seed_for_each_start_is_no_difference() -> None:
+    told = [
+        server_facts(config={"random_seed": seed, "seed": seed, "args": f"--random-seed {seed}"}) for seed in (1, 2)
+    ]
+    assert kinds(FP8, FP8, *told) == {}
+
+
+def test_what_the_memory_left_by_the_weights_lets_run_is_a_consequence() -> None:
+    told = [server_facts(config={"effective_max_running_requests_per_dp": num}) for num in (100, 160)]
+    assert kinds(FP8, NVFP4, *told)["effective_max_running_requests_per_dp"] == "consequence"
+
+
+def test_a_field_without_effect_is_a_field() -> None:
+    assert set(Arm.model_fields) | set(EmulatorSettings.model_fields) >= ARM_KEYS_WITHOUT_EFFECT
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"cuda_graphs": False},
+        {"cuda_graph_max_batch": 64},
+        {"moe_backend": "flashinfer_cutlass"},
+        {"attention_backend": "FLASHMLA"},
+        {"speculation": {"tokens": 3}},
+        {"stream_interval": 10},
+        {"load_format": "dummy"},
+        {"tokenizer": "other"},
+        {"custom_tokenizer": "deepseek_v32"},
+        {"trust_remote_code": True},
+        {"reasoning_parser": "deepseek_v3"},
+        {"engine_version": "0.32.0"},
+        {"container": {"image": "vllm/vllm-openai:v0.33.0"}},
+        {"srun": {"args": ["--exclusive"]}},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_free_choice_of_a_serving_engine_is_a_confound(change: dict[str, Any]) -> None:
+    fp8, nvfp4 = FP8 | {"engine": "vllm"}, NVFP4 | {"engine": "vllm"}
+    found = kinds(fp8, nvfp4 | change)
+    assert {kind for key, kind in found.items() if key not in ("checkpoint", "precision")} == {"confound"}
+
+
+def serving(engine: str, checkpoint: str, precision: str, **fields: Any) -> dict[str, Any]:
+    return arm(checkpoint, precision, engine=engine, **fields)
+
+
+V4_NATIVE, V4_NVFP4 = "deepseek-ai/DeepSeek-V4-Flash", "nvidia/DeepSeek-V4-Flash-NVFP4"
+
+
+def test_an_expert_backend_that_the_others_experts_cannot_run_is_entailed_with_its_source() -> None:
+    native = serving("vllm", V4_NATIVE, "mxfp4", moe_backend="deep_gemm_mega_moe")
+    row = row_of(native, serving("vllm", V4_NVFP4, "nvfp4"), "moe_backend")
+    assert row is not None and row.kind == "entailed"
+    assert "cannot run" in row.why and "recipe" in row.source
+
+
+def test_an_expert_backend_that_both_could_run_is_a_confound() -> None:
+    fp8, nvfp4 = "deepseek-ai/DeepSeek-V3.2", "nvidia/DeepSeek-V3.2-NVFP4"
+    before = serving("trtllm", fp8, "fp8", moe_backend="DEEPGEMM")
+    assert kinds(before, serving("trtllm", nvfp4, "nvfp4", moe_backend="CUTLASS"))["moe_backend"] == "entailed"
+    assert kinds(before, serving("trtllm", nvfp4, "nvfp4", moe_backend="TRTLLM"))["moe_backend"] == "confound"
+    assert kinds(before, serving("trtllm", nvfp4, "nvfp4", moe_backend="no-such"))["moe_backend"] == "confound"
+
+
+def test_formats_of_the_parts_are_rows_with_their_source() -> None:
+    row = row_of(FP8, NVFP4, "part_formats.attention_output")
+    assert row is not None and (row.baseline, row.candidate, row.kind) == ("fp8", "nvfp4", "entailed")
+    assert row.source == "library, inferred"
+    assert row_of(FP8, NVFP4, "part_formats.mtp") is None
+
+
+def test_parts_that_a_model_does_not_have_are_no_rows() -> None:
+    r1 = [serving("vllm", name, kind) for name, kind in (("deepseek-r1-fp8", "fp8"), ("deepseek-r1-nvfp4", "nvfp4"))]
+    assert row_of(r1[0], r1[1], "part_formats.attention") is not None
+    assert row_of(r1[0], r1[1], "part_formats.indexer") is None
+
+
+def test_what_the_files_of_the_checkpoints_say_replaces_what_the_library_says() -> None:
+    told = [{"quantization_manifest": {"parts": {"attention_output": kind}}} for kind in ("fp8", "bf16")]
+    facts = [server_facts(config=each) for each in told]
+    row = row_of(FP8, NVFP4, "part_formats.attention_output", *facts)
+    assert row is not None and (row.candidate, row.source) == ("bf16", "checkpoint files")
+
+
+def test_the_same_memory_fraction_of_two_engines_is_a_difference() -> None:
+    name, fraction = "nvidia/DeepSeek-V3.2-NVFP4", {"gpu_memory_fraction": 0.9}
+    row = row_of(
+        serving("vllm", name, "nvfp4", **fraction), serving("trtllm", name, "nvfp4", **fraction), "gpu_memory_fraction"
+    )
+    assert row is not None and row.kind == "confound"
+    assert "weights leave" in row.candidate
+
+
+def test_a_kv_type_left_to_two_checkpoints_that_resolve_it_differently_is_a_confound_before_any_start() -> None:
+    auto = {"kv_cache_dtype": "auto"}
+    before = serving("vllm", "deepseek-ai/DeepSeek-R1-0528", "fp8", **auto)
+    row = row_of(before, serving("vllm", "nvidia/DeepSeek-R1-0528-NVFP4-v2", "nvfp4", **auto), "kv_cache_dtype")
+    assert row is not None and (row.baseline, row.candidate, row.kind) == ("auto (bf16)", "auto (fp8)", "confound")
+
+
+def test_checkpoints_of_two_models_are_a_confound_that_names_the_right_partners() -> None:
+    row = row_of(
+        serving("vllm", "deepseek-ai/DeepSeek-R1-0528", "fp8"), serving("vllm", "nvidia/DeepSeek-R1-FP4", "nvfp4"),
+        "origin",
+    )  # fmt: skip
+    assert row is not None and row.kind == "confound"
+    assert "nvidia/DeepSeek-R1-FP4 compares with deepseek-ai/DeepSeek-R1;" in row.why
 
 
 def test_values_of_secret_variables_are_not_shown() -> None:

@@ -238,7 +238,7 @@ def test_an_interrupt_drains_and_keeps_the_run(start: Callable[..., Killed], num
 def test_a_second_interrupt_cancels_what_is_in_flight(start: Callable[..., Killed]) -> None:
     run = start(requests=3_000, output=4000)
     run.wait_for(run.said("trial 1/"))
-    time.sleep(1)
+    time.sleep(4)  # of the 20 that a request takes
     run.process.send_signal(signal.SIGINT)
     time.sleep(0.5)
     run.process.send_signal(signal.SIGINT)

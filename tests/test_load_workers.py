@@ -52,6 +52,14 @@ def test_workers_follow_from_the_load_and_leave_a_core(points: list[LoadPoint], 
     assert num_workers(points, cores) == expected
 
 
+def test_an_arrival_of_a_session_counts_as_its_turns() -> None:
+    assert num_workers([open_point(rate_per_s=400.0)], 64, turns_per_session=4.0) == 4
+
+
+def test_long_answers_at_a_rate_count_by_their_tokens() -> None:
+    assert num_workers([open_point(rate_per_s=100.0)], 64, output_tokens=1_000.0) == 4
+
+
 def test_a_trace_counts_by_its_mean_rate_and_speed() -> None:
     assert num_workers([open_point(trace_speed=4.0)], 64, trace_rate_per_s=300.0) == 3
 

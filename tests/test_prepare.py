@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from perfsuite.errors import ScenarioError, UsageError
-from perfsuite.run import Prepared, StopRequest, prepare, run_scenario
+from perfsuite.prepare import Prepared, prepare
+from perfsuite.run import run_scenario
+from perfsuite.run_state import StopRequest
 
 GOOD = """\
 schema: 1

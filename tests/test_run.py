@@ -202,6 +202,7 @@ def attach(url: str, **arm: object) -> dict[str, Any]:
         "workload": {"api": "chat", "prompt_as": "text", "input_tokens": 20, "output_tokens": 8, "ignore_eos": False},
         "load": [{"concurrency": 2, "requests": 6}],
         "timeouts": {"connect": "2s", "first_token": "2s", "idle": "1s", "total": "5s"},
+        "known_answers": False,
     }
 
 

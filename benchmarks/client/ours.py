@@ -40,7 +40,8 @@ def scenario(workload: Workload, url: str) -> dict[str, Any]:
             "output_tokens": workload.num_tokens,
         },
         "load": [load],
-        "telemetry": {"source": "none"},
+        "telemetry": {"source": "none", "server_metrics_hz": 0},  # the mock has none
+        "known_answers": False,  # the mock has none
     }
 
 

@@ -72,6 +72,8 @@ class Event(NamedTuple):
     text_chars     characters of text, reasoning included
     is_running     n_out came with a piece of the answer: it counts the tokens up to and with this event, so that its
                    growth tells of tokens without text
+    has_reasoning  it carries reasoning, alone or beside visible text
+    reasoning_tokens  those of n_out, where the usage tells
     """
 
     has_token: bool = False
@@ -84,6 +86,8 @@ class Event(NamedTuple):
     is_done: bool = False
     text_chars: int = 0
     is_running: bool = False
+    has_reasoning: bool = False
+    reasoning_tokens: int | None = None
 
 
 TERMINATOR = b"[DONE]"

@@ -34,7 +34,7 @@ def read_message(message: Any) -> Event:
 def plain_tokens(message: Any) -> int | None:
     """See Dialect. Most chunks of an answer are plain: text or content, no usage, no finish reason, no reasoning."""
     try:
-        if message.get("usage") is not None or "error" in message or message.get("object") == "error":
+        if "error" in message or message.get("usage") is not None:
             return None
         choice = message["choices"][0]
         if choice.get("finish_reason") is not None:
@@ -57,33 +57,46 @@ def _read_message(message: dict[str, Any]) -> Event:
         return Event(error=error_text(message))
     usage = message.get("usage")
     n_in, n_out = (usage.get("prompt_tokens"), usage.get("completion_tokens")) if usage else (None, None)
+    reasoning_tokens = _reasoning_tokens(usage) if usage else None
     choices = message.get("choices")
     if not choices:
-        return Event(n_in=n_in, n_out=n_out)
+        return Event(n_in=n_in, n_out=n_out, reasoning_tokens=reasoning_tokens)
     choice = choices[0]
     token_ids = choice.get("token_ids")
     num_tokens = len(token_ids) if token_ids else None
     delta = choice.get("delta")
+    has_reasoning = False
     if delta is None:
         visible = True
         text_chars = len(choice.get("text") or "")
         has_token = text_chars > 0 or num_tokens is not None
     else:
-        has_token, visible, text_chars = _read_delta(delta)
-        has_token = has_token or num_tokens is not None
+        visible, has_reasoning, text_chars = _read_delta(delta)
+        has_token = visible or has_reasoning or num_tokens is not None
     finish_reason = choice.get("finish_reason")
-    return Event(has_token, visible, num_tokens, finish_reason, n_in, n_out, None, False, text_chars, n_out is not None)
+    is_running = n_out is not None
+    return Event(
+        has_token, visible, num_tokens, finish_reason, n_in, n_out, None, False, text_chars, is_running, has_reasoning,
+        reasoning_tokens,
+    )  # fmt: skip
+
+
+def _reasoning_tokens(usage: dict[str, Any]) -> int | None:
+    """usage.completion_tokens_details.reasoning_tokens; None without."""
+    details = usage.get("completion_tokens_details")
+    found = details.get("reasoning_tokens") if isinstance(details, dict) else None
+    return found if type(found) is int and 0 <= found < 2**31 else None
 
 
 def _read_delta(delta: dict[str, Any]) -> tuple[bool, bool, int]:
-    """(has a token, has a visible one, characters). A delta with only a role has none; an empty string is no token.
+    """(has a visible token, has reasoning, characters). A delta with only a role has neither; nor has an empty string.
 
     Reasoning is `reasoning` (vLLM) or `reasoning_content` (SGLang, TensorRT-LLM); pieces of tool calls are visible.
     """
     content = delta.get("content") or ""
     reasoning = delta.get("reasoning") or delta.get("reasoning_content") or ""
     visible = bool(content or delta.get("tool_calls"))
-    return visible or bool(reasoning), visible, len(content) + len(reasoning)
+    return visible, bool(reasoning), len(content) + len(reasoning)
 
 
 def error_text(message: dict[str, Any]) -> str:

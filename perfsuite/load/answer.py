@@ -26,9 +26,9 @@ class Answer:
     problem        why reading stopped early: not HTTP, SSE or JSON as the API promises
     """
 
-    __slots__ = ("_body", "_dialect", "_ends", "_events", "_framer", "_has_all", "_next", "error", "finish_reason",
-                 "first_visible", "is_done", "last_event_end", "n_in", "n_out", "problem", "text", "token_counts",
-                 "token_ends")  # fmt: skip
+    __slots__ = ("_body", "_dialect", "_ends", "_events", "_framer", "_has_all", "_has_reasoning", "_is_mixed", "_next",
+                 "_reasoning_tokens", "error", "finish_reason", "first_visible", "is_done", "last_event_end", "n_in",
+                 "n_out", "problem", "text", "token_counts", "token_ends")  # fmt: skip
 
     def __init__(self, framer: ResponseFramer, dialect: Dialect) -> None:
         self._framer = framer
@@ -42,6 +42,8 @@ class Answer:
         self.token_ends = array("q")
         self.token_counts = array("i")
         self.first_visible: int | None = None
+        self._has_reasoning = self._is_mixed = False  # before the first visible chunk, and in it
+        self._reasoning_tokens: int | None = None  # as the usage says
         self.last_event_end = 0
         self.finish_reason: str | None = None
         self.n_in: int | None = None
@@ -127,9 +129,15 @@ class Answer:
                 num_tokens = self._growth(event)
                 has_token = has_token or num_tokens is not None
             self.n_in, self.n_out = event.n_in, event.n_out
+            if event.reasoning_tokens is not None:
+                self._reasoning_tokens = event.reasoning_tokens
         if has_token:
-            if event.visible and self.first_visible is None:
-                self.first_visible = len(self.token_ends)
+            if self.first_visible is None:
+                if event.visible:
+                    self.first_visible = len(self.token_ends)
+                    self._is_mixed = event.has_reasoning
+                else:
+                    self._has_reasoning = self._has_reasoning or event.has_reasoning
             self.token_ends.append(end)
             self.token_counts.append(-1 if num_tokens is None else num_tokens)
         self.finish_reason = event.finish_reason or self.finish_reason
@@ -159,6 +167,15 @@ class Answer:
             return self.n_out, "usage"
         counts = self.counts()
         return (sum(counts), "token_ids") if counts else (None, None)
+
+    def num_reasoning_tokens(self) -> int | None:
+        """As the usage says, else the tokens of the chunks before the first visible one; None = not known."""
+        if self._reasoning_tokens is not None:
+            return self._reasoning_tokens
+        counts = self.counts()
+        if counts is None or self._is_mixed:
+            return None
+        return sum(counts[: self.first_visible]) if self._has_reasoning else 0
 
 
 def _parse(events: list[bytes]) -> list[Any] | None:
@@ -194,4 +211,5 @@ def has_token(exchange: Exchange, dialect: Dialect) -> bool:
     while not (exchange.answer is not None and exchange.answer.token_ends):
         if read_live(exchange, dialect, 64):
             break
+    exchange.is_decoded_in_line = True
     return exchange.answer is not None and len(exchange.answer.token_ends) > 0

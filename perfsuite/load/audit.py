@@ -8,11 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from perfsuite.clock import RealtimeOffset
-from perfsuite.load.decode import Arrivals
+from perfsuite.load.decode import Arrivals, Chunks
 from perfsuite.load.lags import Lags, merged_lags
 from perfsuite.load.order import PlayReport
 from perfsuite.records import ClientAudit, RequestRecord
@@ -26,6 +23,7 @@ class Auditor:
         self.lags = Lags()
         self._num_reads = 0
         self._num_coalesced = 0
+        self._num_in_line = 0
         self.begin()
 
     def begin(self) -> None:
@@ -41,15 +39,15 @@ class Auditor:
         """The loop came to its timer late_ns after it was due."""
         self.lags.loop.add_one(late_ns)
 
-    def note(self, record: RequestRecord, at: Arrivals) -> None:
-        """Note a record that was sent or tried: its send lag, how late user space read it, and its coalesced reads."""
-        if record.t_send_ns is not None:
-            self.lags.send.add_one(record.t_send_ns - record.t_sched_ns)
-        if at.lag_ns is not None:
-            self.lags.stamp.add(at.lag_ns)
-        events = np.asarray(record.chunk_read_events, dtype=np.int64)
-        self._num_reads += _num_reads(events)
-        self._num_coalesced += _num_reads(events[events > 1])
+    def note(self, records: Sequence[RequestRecord], at: Arrivals, found: Chunks) -> None:
+        """Note records that were sent or tried: send lags, how late user space read them, and coalesced reads."""
+        for record in records:
+            if record.t_send_ns is not None:
+                self.lags.send.add_one(record.t_send_ns - record.t_sched_ns)
+            self._num_in_line += record.decoded_in_line is True
+        self.lags.stamp.add(at.kernel_lag_ns)
+        self._num_reads += found.num_reads
+        self._num_coalesced += found.num_coalesced_reads
 
     def finish(self, *, num_connections: int = 0, max_connections: int = 0) -> ClientAudit:
         """The audit from begin() until now."""
@@ -73,6 +71,7 @@ class Auditor:
             run_queue_ratio=_run_queue_ratio(self._waited_ns, _run_queue_ns(), wall_s),
             num_connections=num_connections,
             max_connections=max_connections,
+            num_decoded_in_line=self._num_in_line,
         )
         return with_lags(audit, self.lags)
 
@@ -122,12 +121,8 @@ def _merge_audits(audits: Sequence[ClientAudit]) -> ClientAudit:
         run_queue_ratio=largest(lambda audit: audit.run_queue_ratio),
         num_connections=sum(audit.num_connections or 0 for audit in audits),
         max_connections=sum(audit.max_connections or 0 for audit in audits),
+        num_decoded_in_line=sum(audit.num_decoded_in_line or 0 for audit in audits),
     )
-
-
-def _num_reads(events: NDArray[np.int64]) -> int:
-    """Reads behind a list in which a read with k token-bearing events stands k times."""
-    return round(float((1 / events).sum())) if len(events) else 0
 
 
 def _collections() -> int:

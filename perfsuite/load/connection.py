@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from perfsuite.dialects.replies import Reply
 from perfsuite.load.requests import BuiltRequest
 from perfsuite.load.wire import ResponseFramer
 
@@ -46,13 +47,16 @@ class Exchange:
     user_ns     for each read: the monotonic clock just after it
     read_ends   for each read: length of framer.raw after it
     answer      what its events say, once they were looked at
+    reply       its words, where the next turn of a session is built from them
+    is_decoded_in_line  its events were read while the stream was live because that was needed
     cuts        (num_reads, num_bytes): so many bytes were taken away from framer.raw after so many reads
     failure     outcome when the request did not run to the end of its answer; None: the bytes decide
     t_end_ns    when it ended, on the monotonic clock
     """
 
-    __slots__ = ("answer", "connect_ns", "cuts", "detail", "failure", "framer", "is_resent", "kernel", "read_ends",
-                 "request", "t_end_ns", "t_sched_ns", "t_send_ns", "user_ns")  # fmt: skip
+    __slots__ = ("answer", "connect_ns", "cuts", "detail", "failure", "framer", "is_decoded_in_line", "is_resent",
+                 "kernel", "read_ends", "reply", "request", "t_end_ns", "t_sched_ns", "t_send_ns",
+                 "user_ns")  # fmt: skip
 
     def __init__(self, request: BuiltRequest, t_sched_ns: int) -> None:
         self.request = request
@@ -68,6 +72,8 @@ class Exchange:
         self.detail: str | None = None
         self.is_resent = False
         self.answer: Answer | None = None
+        self.reply: Reply | None = None
+        self.is_decoded_in_line = False
         self.cuts: list[tuple[int, int]] = []
 
 

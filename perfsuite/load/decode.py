@@ -1,8 +1,9 @@
-"""From the bytes and stamps of an ended exchange to its record. Done in slices, while other streams may be live."""
+"""From the bytes and stamps of ended exchanges to their records, some at a time."""
 
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,90 +23,146 @@ MAX_STAMP_AHEAD_NS = 1_000_000
 _FAILED_FINISH = ("abort", "error", "timeout", "cancelled")
 
 
-def read_ends(exchange: Exchange) -> NDArray[np.int64]:
-    """Length of the response after each read, shape (num_reads,)."""
-    ends = np.array(exchange.read_ends, dtype=np.int64)
-    for num_reads, cut in exchange.cuts:
-        ends[num_reads:] += cut
-    return ends
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Arrivals:
-    """When each read of an exchange arrived, monotonic ns, shape (num_reads,).
+    """When each read of some exchanges arrived, the exchanges laid end to end.
 
-    source  "kernel": the kernel's receive stamps; "user": the clock after each read, when a single stamp is missing
-    lag_ns  user-space read time − kernel stamp, shape (num_reads,); None with source "user"
+    t_ns     int64, shape (num_reads,), monotonic clock
+    lag_ns   int64, shape (num_reads,): user-space read time − kernel stamp; of use where is_kernel
+    first    int64, shape (num_exchanges + 1,): the reads of exchange i are first[i] to first[i + 1]
+    is_kernel  bool, shape (num_exchanges,): t_ns are the kernel's stamps; else, when a single one is missing or lies
+             across a step of the wall clock, the clock after each read
     """
 
     t_ns: NDArray[np.int64]
-    source: str
-    lag_ns: NDArray[np.int64] | None
+    lag_ns: NDArray[np.int64]
+    first: NDArray[np.int64]
+    is_kernel: NDArray[np.bool_]
+
+    @property
+    def kernel_lag_ns(self) -> NDArray[np.int64]:
+        """The lags of the reads with a kernel stamp."""
+        return self.lag_ns[np.repeat(self.is_kernel, np.diff(self.first))]
 
 
-def arrivals(exchange: Exchange, offset: RealtimeOffset) -> Arrivals:
-    """The arrival of each read. Kernel stamps count only if all of them are there and none lies across a clock step."""
-    user = np.array(exchange.user_ns, dtype=np.int64)
-    pairs = np.frombuffer(bytes(exchange.kernel), dtype=np.int64).reshape(-1, 2)
-    if 0 < len(user) == len(pairs) and pairs[:, 0].all():
-        kernel, known = offset.convert(pairs[:, 0] * 1_000_000_000 + pairs[:, 1])
-        lag = user - kernel
-        if known.all() and lag.min() > -MAX_STAMP_AHEAD_NS:
-            return Arrivals(t_ns=kernel, source="kernel", lag_ns=lag)
-    return Arrivals(t_ns=user, source="user", lag_ns=None)
+def arrivals(exchanges: Sequence[Exchange], offset: RealtimeOffset) -> Arrivals:
+    """The arrival of each read."""
+    first = np.cumsum([0, *(len(exchange.user_ns) for exchange in exchanges)])
+    user = _joined([exchange.user_ns for exchange in exchanges])
+    pairs = _joined([exchange.kernel for exchange in exchanges]).reshape(-1, 2)
+    kernel, is_known = offset.convert(pairs[:, 0] * 1_000_000_000 + pairs[:, 1])
+    lag = user - kernel
+    is_bad = (pairs[:, 0] == 0) | ~is_known | (lag <= -MAX_STAMP_AHEAD_NS)
+    num_bad = np.concatenate([[0], np.cumsum(is_bad)])[first]
+    is_kernel = (np.diff(first) > 0) & (np.diff(num_bad) == 0)
+    t_ns = np.where(np.repeat(is_kernel, np.diff(first)), kernel, user)
+    return Arrivals(t_ns=t_ns, lag_ns=lag, first=first, is_kernel=is_kernel)
 
 
-def make_record(exchange: Exchange, answer: Answer, order: PlayOrder, dialect: Dialect, at: Arrivals) -> RequestRecord:
-    """The record of an ended exchange whose answer has been read to its end."""
-    position = exchange.request.index
-    outcome, detail = judge(exchange, answer, exact_tokens=order.workload.ignore_eos and dialect.can_ignore_eos)
-    ends = read_ends(exchange)
-    reads = np.searchsorted(ends, np.array(answer.token_ends, dtype=np.int64), side="left")
-    chunk_ns = at.t_ns[reads]
-    events_of_read = np.bincount(reads) if len(reads) else reads
-    counts = answer.counts()
-    n_out, token_source = answer.num_output_tokens()
-    visible = answer.first_visible
-    last_read = int(np.searchsorted(ends, answer.last_event_end, side="left"))
-    return RequestRecord(
-        trial=order.trial,
-        index=order.index_of(position),
-        phase=order.phase_of(position),
-        outcome=outcome,
-        detail=detail,
-        http_status=exchange.framer.status,
-        finish_reason=answer.finish_reason,
-        prompt_hash=exchange.request.prompt_hash,
-        input_tokens_planned=int(order.specs.input_tokens[position]),
-        output_tokens_planned=exchange.request.output_tokens,
-        n_in=answer.n_in,
-        n_out=n_out,
-        token_source=token_source,
-        t_sched_ns=exchange.t_sched_ns,
-        t_send_ns=exchange.t_send_ns,
-        t_first_ns=int(chunk_ns[0]) if len(chunk_ns) else None,
-        t_first_visible_ns=int(chunk_ns[visible]) if visible is not None else None,
-        t_last_ns=int(chunk_ns[-1]) if len(chunk_ns) else None,
-        t_done_ns=_t_done(exchange, at),
-        connect_ns=exchange.connect_ns,
-        timestamp_source=at.source if len(at.t_ns) else None,
-        bytes_received=exchange.framer.num_bytes,
-        worker=order.worker,
-        chunk_ns=array("q", chunk_ns.tobytes()),
-        chunk_tokens=counts,
-        chunk_read_events=array("B", np.minimum(events_of_read[reads], MAX_READ_EVENTS).astype(np.uint8).tobytes()),
-        tail_in_last_read=len(reads) > 0
-        and answer.last_event_end > answer.token_ends[-1]
-        and last_read == int(reads[-1]),
+def _joined(parts: Sequence[array[int] | bytearray]) -> NDArray[np.int64]:
+    return np.frombuffer(b"".join(parts), dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Chunks:
+    """The token-bearing events of some exchanges, laid end to end.
+
+    t_ns         int64, shape (num_chunks,): arrival of the read that completed the chunk
+    read_events  int64, shape (num_chunks,): token-bearing events in that read
+    first        int64, shape (num_exchanges + 1,): the chunks of exchange i are first[i] to first[i + 1]
+    has_tail     bool, shape (num_exchanges,): the read of the last chunk also held later events
+    num_reads, num_coalesced_reads  reads that completed a chunk, and several
+    """
+
+    t_ns: NDArray[np.int64]
+    read_events: NDArray[np.int64]
+    first: NDArray[np.int64]
+    has_tail: NDArray[np.bool_]
+    num_reads: int
+    num_coalesced_reads: int
+
+
+def chunks(exchanges: Sequence[Exchange], answers: Sequence[Answer], at: Arrivals) -> Chunks:
+    """Which read completed each chunk. The offsets are laid end to end too, so that one search does for all."""
+    first = np.cumsum([0, *(len(answer.token_ends) for answer in answers)])
+    base = np.cumsum([0, *(exchange.framer.num_bytes for exchange in exchanges)])[:-1]
+    ends = _joined([exchange.read_ends for exchange in exchanges]) + np.repeat(base, np.diff(at.first))
+    for number, exchange in enumerate(exchanges):
+        for num_reads, cut in exchange.cuts:
+            ends[at.first[number] + num_reads : at.first[number + 1]] += cut
+    token_ends = _joined([answer.token_ends for answer in answers]) + np.repeat(base, np.diff(first))
+    reads = np.searchsorted(ends, token_ends)
+    num_events = np.bincount(reads, minlength=len(ends))
+    has_chunks = np.diff(first) > 0
+    has_tail = np.zeros(len(exchanges), dtype=np.bool_)
+    last = first[1:][has_chunks] - 1
+    last_event_end = np.array([answer.last_event_end for answer in answers], dtype=np.int64) + base
+    is_later = last_event_end[has_chunks] > token_ends[last]
+    has_tail[has_chunks] = is_later & (np.searchsorted(ends, last_event_end[has_chunks]) == reads[last])
+    return Chunks(
+        t_ns=at.t_ns[reads],
+        read_events=num_events[reads],
+        first=first,
+        has_tail=has_tail,
+        num_reads=int(np.count_nonzero(num_events)),
+        num_coalesced_reads=int(np.count_nonzero(num_events > 1)),
     )
 
 
-def _t_done(exchange: Exchange, at: Arrivals) -> int | None:
+def make_records(
+    exchanges: Sequence[Exchange], answers: Sequence[Answer], order: PlayOrder, dialect: Dialect, at: Arrivals,
+    found: Chunks,
+) -> list[RequestRecord]:  # fmt: skip
+    """The records of ended exchanges whose answers have been read to their ends."""
+    exact_tokens = order.workload.ignore_eos and dialect.can_ignore_eos
+    read_events = np.minimum(found.read_events, MAX_READ_EVENTS).astype(np.uint8)
+    records = []
+    for number, (exchange, answer) in enumerate(zip(exchanges, answers, strict=True)):
+        mine = slice(int(found.first[number]), int(found.first[number + 1]))
+        chunk_ns = array("q", found.t_ns[mine].tobytes())
+        outcome, detail = judge(exchange, answer, exact_tokens=exact_tokens)
+        n_out, token_source = answer.num_output_tokens()
+        visible = answer.first_visible
+        last_read = at.first[number + 1] - 1
+        has_reads = last_read >= at.first[number]
+        records.append(
+            RequestRecord(
+                **order.planned(exchange.request.index),
+                outcome=outcome,
+                detail=detail,
+                http_status=exchange.framer.status,
+                finish_reason=answer.finish_reason,
+                prompt_hash=exchange.request.prompt_hash,
+                output_tokens_planned=exchange.request.output_tokens,
+                n_in=answer.n_in,
+                n_out=n_out,
+                reasoning_tokens=answer.num_reasoning_tokens(),
+                token_source=token_source,
+                t_sched_ns=exchange.t_sched_ns,
+                t_send_ns=exchange.t_send_ns,
+                t_first_ns=chunk_ns[0] if chunk_ns else None,
+                t_first_visible_ns=chunk_ns[visible] if visible is not None else None,
+                t_last_ns=chunk_ns[-1] if chunk_ns else None,
+                t_done_ns=_t_done(exchange, int(at.t_ns[last_read]) if has_reads else None),
+                connect_ns=exchange.connect_ns,
+                timestamp_source=("kernel" if at.is_kernel[number] else "user") if has_reads else None,
+                bytes_received=exchange.framer.num_bytes,
+                chunk_ns=chunk_ns,
+                chunk_tokens=answer.counts(),
+                chunk_read_events=array("B", read_events[mine].tobytes()),
+                tail_in_last_read=bool(found.has_tail[number]),
+                decoded_in_line=exchange.is_decoded_in_line,
+            )
+        )
+    return records
+
+
+def _t_done(exchange: Exchange, last_read_ns: int | None) -> int | None:
     """The last read of a complete answer, else the moment at which it was lost or given up; None when never sent."""
     if exchange.t_send_ns is None:
         return None
     is_whole = exchange.failure is None and exchange.framer.is_complete
-    return int(at.t_ns[-1]) if is_whole and len(at.t_ns) else exchange.t_end_ns
+    return last_read_ns if is_whole and last_read_ns is not None else exchange.t_end_ns
 
 
 def judge(exchange: Exchange, answer: Answer, *, exact_tokens: bool) -> tuple[str, str | None]:
@@ -154,15 +211,11 @@ def _http_error_detail(framer: ResponseFramer, answer: Answer) -> str:
 def unsent_record(order: PlayOrder, position: int, t_sched_ns: int, outcome: str, detail: str) -> RequestRecord:
     """The record of a request that never left: "unsent", or "dns" when there was nowhere to send it."""
     return RequestRecord(
-        trial=order.trial,
-        index=order.index_of(position),
-        phase=order.phase_of(position),
+        **order.planned(position),
         outcome=outcome,
         detail=detail,
-        input_tokens_planned=int(order.specs.input_tokens[position]),
         output_tokens_planned=int(order.specs.output_tokens[position]),
         t_sched_ns=t_sched_ns,
-        worker=order.worker,
     )
 
 
@@ -170,21 +223,18 @@ def internal_error_record(exchange: Exchange, order: PlayOrder, words: str) -> R
     """The record of an exchange whose bytes we failed to read: an error of perfsuite's own."""
     position = exchange.request.index
     return RequestRecord(
-        trial=order.trial,
-        index=order.index_of(position),
-        phase=order.phase_of(position),
+        **order.planned(position),
         outcome="client_internal",
         detail=words[:MAX_DETAIL_CHARS],
         http_status=exchange.framer.status,
         prompt_hash=exchange.request.prompt_hash,
-        input_tokens_planned=int(order.specs.input_tokens[position]),
         output_tokens_planned=exchange.request.output_tokens,
         t_sched_ns=exchange.t_sched_ns,
         t_send_ns=exchange.t_send_ns,
         t_done_ns=exchange.t_end_ns if exchange.t_send_ns is not None else None,
         connect_ns=exchange.connect_ns,
         bytes_received=exchange.framer.num_bytes,
-        worker=order.worker,
+        decoded_in_line=exchange.is_decoded_in_line,
     )
 
 
@@ -200,6 +250,8 @@ def unwritable_record(record: RequestRecord, words: str) -> RequestRecord:
         output_tokens_planned=min(record.output_tokens_planned, 2**31 - 1),
         t_sched_ns=record.t_sched_ns,
         worker=record.worker,
+        session=record.session,
+        turn=record.turn,
     )
 
 

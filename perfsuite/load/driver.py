@@ -23,10 +23,12 @@ from perfsuite.load.audit import Auditor
 from perfsuite.load.client import NEVER, Client
 from perfsuite.load.connection import Address, ConnectError, Exchange, resolve
 from perfsuite.load.deadlines import deadlines_of
+from perfsuite.load.in_line import unwatch, watch
 from perfsuite.load.order import Control, PlayOrder, PlayReport, Progress, RecordSink, Target
-from perfsuite.load.recorder import Recorder
-from perfsuite.load.requests import RequestBuilder
-from perfsuite.load.schedule import Offline, Schedule, make_schedule
+from perfsuite.load.recorder import PLANNED_OUTCOMES, Recorder
+from perfsuite.load.requests import RequestBuilder, UnusableAnswer
+from perfsuite.load.schedule import Offline, Schedule, SessionSchedule, make_schedule
+from perfsuite.records import request_batch
 
 TICK_NS = 50_000_000
 PROGRESS_NS = 500_000_000
@@ -75,8 +77,8 @@ def _no_garbage_collection() -> Iterator[None]:
 def _num_ahead(order: PlayOrder) -> int:
     """Requests to build before they are due: the slots of a closed loop, BUILT_AHEAD_S of an open one."""
     due = order.specs.t_offset_ns
-    span_s = float(due[-1] - due[0]) / 1e9
-    of_rate = round(len(due) / span_s * BUILT_AHEAD_S) if span_s > 0 else 0
+    span_s = float(order.specs.last_due_ns - due[0]) / 1e9
+    of_rate = round(order.specs.num_sessions / span_s * BUILT_AHEAD_S) if span_s > 0 else 0
     return min(MAX_AHEAD_REQUESTS, max(MIN_AHEAD_REQUESTS, order.point.concurrency or 0, of_rate))
 
 
@@ -170,7 +172,8 @@ class _Player:
         )
 
     def _prepare(self, client: Client) -> None:
-        """Build the first requests and open the connections of those that are due first."""
+        """Build the first requests, open the connections of those that are due first, and load what records need."""
+        request_batch([])
         while self._builder.wants_more():
             self._builder.build_one()
         client.ensure_ahead(self._schedule.num_due_before(monotonic_ns() + AHEAD_NS))
@@ -197,7 +200,7 @@ class _Player:
         return monotonic_ns()
 
     def _turn(self, client: Client) -> bool:
-        """Send what is due, handle what is ready, work when idle. False when the play is over."""
+        """Send what is due, work on what can wait, handle what is ready. False when the play is over."""
         now = monotonic_ns()
         due_ns = None if self._stopped else self._send_due(now)
         client.open_some()
@@ -211,10 +214,10 @@ class _Player:
         wake_ns = self._next_tick_ns if due_ns is None else min(due_ns, self._next_tick_ns)
         if due_ns is None and self._awaits_others():
             wake_ns = min(wake_ns, now + MEETING_STEP_NS)
-        if not client.poll(0 if has_work else wake_ns) and has_work:
+        if has_work:  # some of it each time: what arrives meanwhile gathers, as in Client.poll
             self._builder.build_one() if self._builder.wants_more() else self._recorder.work()
-        else:
-            self._recorder.catch_up(now)
+        client.poll(0 if has_work else wake_ns)
+        self._recorder.catch_up(now)
         return True
 
     def _is_over(self) -> bool:
@@ -223,6 +226,8 @@ class _Player:
     def _awaits_others(self) -> bool:
         """Offline on several workers: the warm-up has drained here, and the measured batch waits for the others."""
         schedule = self._schedule
+        if isinstance(schedule, SessionSchedule):
+            schedule = schedule.starts
         if not isinstance(schedule, Offline) or not schedule.is_held:
             return False
         t_measured_ns = self._control.meet("measured")
@@ -240,18 +245,43 @@ class _Player:
             if due is None:
                 due_ns = self._schedule.next_due_ns()
                 break
-            client.submit(Exchange(self._builder.take(due[0]), due[1]))
+            exchange = Exchange(self._builder.take(due[0]), due[1])
+            if exchange.request.is_read_live:
+                watch(exchange, self._dialect)
+            client.submit(exchange)
         client.due_ns = NEVER if due_ns is None else due_ns
         return due_ns
 
     def _on_end(self, exchange: Exchange) -> None:
         """An exchange ended: keep it for decoding, free its slot, and send what that makes due at once."""
         self._num_done += 1
-        self._recorder.add(exchange)
+        if exchange.request.is_read_live:
+            unwatch(exchange)
         pause_ns = BACKOFF_NS if exchange.failure in _CONNECT_FAILURES else 0
-        self._schedule.freed(exchange.request.index, exchange.t_end_ns + pause_ns)
+        if exchange.request.has_next:
+            self._end_turn(exchange, exchange.t_end_ns + pause_ns)
+        else:
+            self._recorder.add(exchange)
+            self._schedule.freed(exchange.request.index, exchange.t_end_ns + pause_ns)
         if not self._stopped and not pause_ns:
             self._send_due(exchange.t_end_ns)
+
+    def _end_turn(self, exchange: Exchange, t_free_ns: int) -> None:
+        """A turn that another one follows has ended: build that one, or give up the rest of the session."""
+        index = exchange.request.index
+        record = self._recorder.decode_now(exchange)
+        why = None if record.outcome in PLANNED_OUTCOMES else f"ended as {record.outcome}"
+        if why is None and exchange.reply is not None:
+            try:
+                self._builder.follow(index, exchange.reply)
+            except UnusableAnswer as error:
+                why = str(error)
+        if why is None or self._stopped is not None:  # what is not issued any more tells why at the end
+            self._schedule.freed(index, record.t_done_ns or exchange.t_end_ns)
+        elif isinstance(self._schedule, SessionSchedule):
+            self._builder.end_session(index)
+            detail = f"session_ended: turn {record.turn} (request {record.index}) {why}"
+            self._recorder.write_unissued(self._schedule.end_session(index, t_free_ns), "unsent", detail)
 
     # --- every TICK_NS ---
 

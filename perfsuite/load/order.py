@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from perfsuite.load.lags import Lags
 from perfsuite.records import ClientAudit, RequestRecord
 from perfsuite.scenario.plan import LoadPoint, RequestSpecs
-from perfsuite.scenario.schema import Timeouts
-from perfsuite.scenario.workload import FileRows
+from perfsuite.scenario.schema import Slo, Timeouts
+from perfsuite.scenario.workload import FileRows, TraceRows
 from perfsuite.scenario.workload_entry import Workload
 
 
@@ -89,6 +89,28 @@ class PlayOrder:
     def phase_of(self, position: int) -> str:
         """ "measured" or "warmup"."""
         return "measured" if self.specs.measured[position] else "warmup"
+
+    def planned(self, position: int) -> dict[str, Any]:
+        """The fields of a record that the plan and the prompt file decide."""
+        specs, slo = self.specs, self._slo_of(position)
+        return {
+            "trial": self.trial,
+            "index": self.index_of(position),
+            "phase": self.phase_of(position),
+            "input_tokens_planned": int(specs.input_tokens[position]),
+            "session": None if specs.session is None else int(specs.session[position]),
+            "turn": None if specs.turn is None else int(specs.turn[position]),
+            "slo_ttft_s": None if slo is None else slo.ttft,
+            "slo_tpot_s": None if slo is None else slo.tpot,
+            "slo_e2e_s": None if slo is None else slo.e2e,
+            "worker": self.worker,
+        }
+
+    def _slo_of(self, position: int) -> Slo | None:
+        rows = self.prompt_rows
+        if rows is None or isinstance(rows, TraceRows):
+            return None
+        return rows.rows[int(self.specs.file_row[position])].slo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

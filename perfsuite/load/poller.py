@@ -61,13 +61,11 @@ class EpollPoller:
             self._timer.arm(until_ns)
             self._armed_ns = until_ns
         ready = self._epoll.poll(_MAX_WAIT_S if until_ns else 0, MAX_EVENTS)
-        timer_fd = self._timer.fd
-        for position, (fd, _) in enumerate(ready):
-            if fd == timer_fd:
-                self._timer.clear()
-                self._armed_ns = 0
-                del ready[position]
-                break
+        timer_event = (self._timer.fd, READ)
+        if timer_event in ready:
+            self._timer.clear()
+            self._armed_ns = 0
+            ready.remove(timer_event)
         return ready
 
     def close(self) -> None:

@@ -21,8 +21,9 @@ from perfsuite.load.audit import Auditor
 from perfsuite.load.connection import Exchange
 from perfsuite.load.decode import (
     arrivals,
+    chunks,
     internal_error_record,
-    make_record,
+    make_records,
     unsent_record,
     unwritable_record,
     without_secrets,
@@ -31,13 +32,15 @@ from perfsuite.load.order import PlayOrder, RecordSink
 from perfsuite.records import RequestRecord
 
 FORCE_DECODE_NS = 300_000_000
-CATCH_UP_NS = 2_000_000
+CATCH_UP_NS = 500_000
 EVENTS_PER_SLICE = 64
-RECORDS_PER_APPEND = 64
+EXCHANGES_PER_BATCH = 8
+RECORDS_PER_APPEND = 32
 APPEND_NS = 200_000_000
 TRIM_BYTES = 131_072
 FORCE_TRIM_BYTES = 524_288
 UNISSUED_PER_BATCH = 10_000
+PLANNED_OUTCOMES = ("ok", "cancelled_as_planned")
 
 
 class Recorder:
@@ -61,6 +64,7 @@ class Recorder:
         self._auditor = auditor
         self._ended: deque[Exchange] = deque()  # not decoded yet, oldest first
         self._long: deque[Exchange] = deque()  # live ones with much to forget
+        self._read: list[Exchange] = []  # whose answers have been read, and which are no records yet
         self._records: list[RequestRecord] = []
         self._append_at_ns = 0  # when the oldest of them is to be appended
         self.num_ok = self.num_failed = self.num_tokens = 0
@@ -90,17 +94,27 @@ class Recorder:
     def catch_up(self, now: int) -> None:
         """Do what is overdue although streams are busy, for CATCH_UP_NS at most."""
         stop_ns = now + CATCH_UP_NS
-        if self._records and now >= self._append_at_ns:
+        if now >= self._append_at_ns and (self._read or self._records):
+            self._make_records()
             self._append(RECORDS_PER_APPEND)
         while self._ended and now - self._ended[0].t_end_ns > FORCE_DECODE_NS and monotonic_ns() < stop_ns:
             self._decode_slice(1 << 30)
         while self._long and len(self._long[0].framer.raw) > FORCE_TRIM_BYTES and monotonic_ns() < stop_ns:
             self._trim_slice(1 << 30)
 
+    def decode_now(self, exchange: Exchange) -> RequestRecord:
+        """The record of an exchange that has just ended and is waited for; most of it was read in line."""
+        self._ended.append(exchange)
+        while exchange in self._ended:
+            self._decode_slice(1 << 30)
+        self._make_records()
+        return self._records[-1]
+
     def decode_all(self) -> None:
         """Make the records of everything that has ended."""
         while self._ended:
             self._decode_slice(1 << 30)
+        self._make_records()
 
     def write_unissued(self, unissued: Iterable[tuple[int, int]], outcome: str, detail: str) -> None:
         """Records of requests that were not issued: (position, t_sched_ns) of each."""
@@ -111,6 +125,7 @@ class Recorder:
 
     def flush(self) -> None:
         """Append what there is to the sink. Raises StoreError."""
+        self._make_records()
         self._append(len(self._records))
 
     def _append(self, num: int) -> None:
@@ -137,23 +152,42 @@ class Recorder:
                 self._sink.append([unwritable_record(record, repr(error))])
 
     def _decode_slice(self, max_events: int) -> None:
-        """Read some events of the oldest ended exchange; keep its record when they were the last."""
+        """Read some events of the oldest ended exchange; when they were the last, it becomes a record with others."""
         exchange = self._ended[0]
         try:
             if not answer_of(exchange, self._dialect).read(max_events):
                 return
-            self._keep(self._decoded(exchange))
+            self._read.append(exchange)
         except Exception as error:  # an error of ours must not lose the record, nor those of the other streams
             self._keep(internal_error_record(exchange, self._order, repr(error)))
         self._ended.popleft()
+        if len(self._read) >= EXCHANGES_PER_BATCH:
+            self._make_records()
 
-    def _decoded(self, exchange: Exchange) -> RequestRecord:
-        if (self._offset.last_sample_ns or 0) < exchange.t_end_ns:
+    def _make_records(self) -> None:
+        """Records of the exchanges that have been read; of each alone when an error of ours stops all of them."""
+        exchanges, self._read = self._read, []
+        if not exchanges:
+            return
+        if (self._offset.last_sample_ns or 0) < exchanges[-1].t_end_ns:
             self._offset.sample()
-        at = arrivals(exchange, self._offset)
-        record = make_record(exchange, answer_of(exchange, self._dialect), self._order, self._dialect, at)
-        self._auditor.note(record, at)
-        return record
+        try:
+            self._decode(exchanges)
+        except Exception as error:
+            for exchange in exchanges if len(exchanges) > 1 else ():
+                self._read = [exchange]
+                self._make_records()
+            if len(exchanges) == 1:
+                self._keep(internal_error_record(exchanges[0], self._order, repr(error)))
+
+    def _decode(self, exchanges: list[Exchange]) -> None:
+        answers = [answer_of(exchange, self._dialect) for exchange in exchanges]
+        at = arrivals(exchanges, self._offset)
+        found = chunks(exchanges, answers, at)
+        records = make_records(exchanges, answers, self._order, self._dialect, at, found)
+        self._auditor.note(records, at, found)
+        for record in records:
+            self._keep(record)
 
     def _trim_slice(self, max_events: int) -> None:
         """Read some events of a long live stream; on to the next stream when it has no more as yet."""
@@ -166,6 +200,7 @@ class Recorder:
         if record.detail is not None or record.finish_reason is not None:
             record = without_secrets(record, self._secrets)
         self._records.append(record)
-        self.num_ok += record.outcome == "ok"
-        self.num_failed += record.outcome != "ok"
+        has_gone_well = record.outcome in PLANNED_OUTCOMES
+        self.num_ok += has_gone_well
+        self.num_failed += not has_gone_well
         self.num_tokens += record.n_out if record.n_out is not None else len(record.chunk_ns)

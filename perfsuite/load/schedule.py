@@ -19,7 +19,7 @@ EVERY_SLOT = slice(None)
 
 
 class Schedule(Protocol):
-    """One of OpenLoop, LimitedOpenLoop, ClosedLoop, Offline."""
+    """One of OpenLoop, LimitedOpenLoop, ClosedLoop, Offline, or SessionSchedule over one of these."""
 
     @property
     def num_issued(self) -> int:
@@ -220,13 +220,95 @@ class Offline:
             yield index, now_ns
 
 
+class SessionSchedule:
+    """Sessions begin when `starts` says, one for each of its requests; each later turn is due think_ns after the end of
+    the one before. A slot of `starts` is taken for as long as its session lasts.
+    """
+
+    def __init__(self, starts: Schedule, specs: RequestSpecs) -> None:
+        assert specs.session is not None and specs.turn is not None and specs.think_ns is not None
+        self.starts = starts
+        self._first = [*np.flatnonzero(specs.turn == 0).tolist(), len(specs)]
+        self._number = np.cumsum(specs.turn == 0) - 1  # of the session, counted here: a share has some of them only
+        self._think_ns = specs.think_ns
+        self._due: list[tuple[int, int]] = []  # (due, position) of later turns whose predecessor has ended, a heap
+        self._awaited: dict[int, int] = {}  # later turns that were not issued, of sessions in progress → when due, or 0
+
+    @property
+    def num_issued(self) -> int:
+        """See Schedule. Turns that were given up are among them; of sessions that have not begun, none."""
+        num_to_come = sum(self._end_of(position) - position for position in self._awaited)
+        return int(self._first[self.starts.num_issued]) - num_to_come
+
+    def _end_of(self, position: int) -> int:
+        return int(self._first[int(self._number[position]) + 1])
+
+    def next_due_ns(self) -> int | None:
+        """See Schedule."""
+        start = self.starts.next_due_ns()
+        if not self._due:
+            return start
+        return self._due[0][0] if start is None else min(start, self._due[0][0])
+
+    def take(self, now_ns: int) -> tuple[int, int] | None:
+        """See Schedule. A turn that is due goes before a session that is."""
+        if self._due and self._due[0][0] <= now_ns:
+            due_ns, position = heapq.heappop(self._due)
+            del self._awaited[position]
+        else:
+            start = self.starts.take(now_ns)
+            if start is None:
+                return None
+            position, due_ns = self._first[start[0]], start[1]
+        if position + 1 < self._end_of(position):
+            self._awaited[position + 1] = 0
+        return position, due_ns
+
+    def freed(self, index: int, t_ns: int) -> None:
+        """See Schedule. The next turn follows; after the last one the slot is free."""
+        following = index + 1
+        if following in self._awaited:
+            due_ns = t_ns + int(self._think_ns[following])
+            self._awaited[following] = due_ns
+            heapq.heappush(self._due, (due_ns, following))
+        else:
+            self.starts.freed(int(self._number[index]), t_ns)
+
+    def end_session(self, index: int, t_ns: int) -> list[tuple[int, int]]:
+        """The session of request `index` ends with it: (position, t_sched_ns) of the turns that are given up."""
+        dropped = [(position, t_ns) for position in range(index + 1, self._end_of(index))]
+        self._awaited.pop(index + 1, None)
+        self.starts.freed(int(self._number[index]), t_ns)
+        return dropped
+
+    def num_due_before(self, t_ns: int) -> int:
+        """See Schedule."""
+        return self.starts.num_due_before(t_ns) + sum(1 for due_ns, _ in self._due if due_ns < t_ns)
+
+    def unissued(self, now_ns: int) -> Iterator[tuple[int, int]]:
+        """See Schedule. A turn whose predecessor was not issued was never due: its instant is now, or the session's."""
+        for position, due_ns in self._awaited.items():
+            yield position, due_ns or now_ns
+            yield from ((later, now_ns) for later in range(position + 1, self._end_of(position)))
+        for number, t_ns in self.starts.unissued(now_ns):
+            yield from ((position, t_ns) for position in range(self._first[number], self._first[number + 1]))
+
+
 def make_schedule(
     point: LoadPoint, specs: RequestSpecs, t_start_ns: int, *, slots: slice = EVERY_SLOT, is_shared: bool = False
 ) -> Schedule:
     """The schedule of a load point whose first request may go out at t_start_ns.
 
-    slots: the slots of a limited concurrency that are played here; is_shared: other workers play the rest.
+    slots: the slots of a limited concurrency that are played here; is_shared: other workers play the rest. With
+    sessions the load point says when they begin, and how many of them are in progress at most.
     """
+    if specs.turn is None:
+        return _schedule_of(point, specs, t_start_ns, slots=slots, is_shared=is_shared)
+    starts = specs.at(np.flatnonzero(specs.turn == 0))
+    return SessionSchedule(_schedule_of(point, starts, t_start_ns, slots=slots, is_shared=is_shared), specs)
+
+
+def _schedule_of(point: LoadPoint, specs: RequestSpecs, t_start_ns: int, *, slots: slice, is_shared: bool) -> Schedule:
     if point.kind == "open" and point.max_in_flight is not None:
         return LimitedOpenLoop(specs.t_offset_ns, point.max_in_flight, t_start_ns, slots)
     if point.kind == "open":

@@ -4,34 +4,50 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from perfsuite.load.order import PlayOrder, Share
-from perfsuite.scenario.plan import LoadPoint, RequestSpecs
+from perfsuite.scenario.plan import LoadPoint
+from perfsuite.scenario.workload import TraceRows
 
 # What one core carries with room to spare: see docs/load.md.
 STREAMS_PER_WORKER = 256
 RATE_PER_WORKER_PER_S = 500.0
+CHUNKS_PER_WORKER_PER_S = 25_000.0
 
 
-def num_workers(points: Iterable[LoadPoint], cores: int, *, trace_rate_per_s: float = 0.0) -> int:
+def num_workers(
+    points: Iterable[LoadPoint],
+    cores: int,
+    *,
+    output_tokens: float = 0.0,
+    trace_rate_per_s: float = 0.0,
+    turns_per_session: float = 1.0,
+) -> int:
     """Workers for a plan: one for each STREAMS_PER_WORKER requests at once (the concurrency, the offline batch, the
-    limit in flight) and for each RATE_PER_WORKER_PER_S of the highest rate; one core is left for the rest of the host.
+    limit in flight), for each RATE_PER_WORKER_PER_S of the highest rate, and for each CHUNKS_PER_WORKER_PER_S of output
+    tokens at that rate; one core is left for the rest of the host.
 
-    trace_rate_per_s: mean rate of the workload's trace at speed 1.
+    output_tokens: mean of a request; trace_rate_per_s: mean rate of the workload's trace at speed 1; turns_per_session:
+    requests for each arrival.
     """
-    wanted = max((_wanted(point, trace_rate_per_s) for point in points), default=1)
+    wanted = 1
+    for point in points:
+        at_once = (
+            point.concurrency or point.max_in_flight or (point.num_requests if point.kind == "offline" else 0) or 0
+        )
+        rate_per_s = _highest_rate(point, trace_rate_per_s) * turns_per_session
+        requests = max(at_once / STREAMS_PER_WORKER, rate_per_s / RATE_PER_WORKER_PER_S)
+        wanted = max(wanted, math.ceil(max(requests, rate_per_s * output_tokens / CHUNKS_PER_WORKER_PER_S)))
     return max(1, min(wanted, cores - 1))
 
 
-def _wanted(point: LoadPoint, trace_rate_per_s: float) -> int:
-    at_once = point.concurrency or point.max_in_flight or (point.num_requests if point.kind == "offline" else 0) or 0
-    rates = [stage_rate for stage in point.stages for stage_rate in (stage.start_per_s, stage.end_per_s)]
-    rate_per_s = max([point.rate_per_s or 0.0, trace_rate_per_s * (point.trace_speed or 0.0), *rates])
-    return max(math.ceil(at_once / STREAMS_PER_WORKER), math.ceil(rate_per_s / RATE_PER_WORKER_PER_S))
+def _highest_rate(point: LoadPoint, trace_rate_per_s: float) -> float:
+    of_stages = [rate for stage in point.stages for rate in (stage.start_per_s, stage.end_per_s)]
+    return max([point.rate_per_s or 0.0, trace_rate_per_s * (point.trace_speed or 0.0), *of_stages])
 
 
 def deal(order: PlayOrder, num: int) -> list[PlayOrder]:
@@ -39,17 +55,29 @@ def deal(order: PlayOrder, num: int) -> list[PlayOrder]:
 
     Worker k of N has the slots k, k + N, … and of the requests those that would come to these slots if every answer
     took the same time: request i belongs to slot i mod (number of slots). Without slots (open loop without a limit,
-    offline) it has the requests k, k + N, …
+    offline) it has the requests k, k + N, … Sessions are dealt as requests are, all turns of one to the same worker.
     """
     num_slots = order.point.concurrency or order.point.max_in_flight
-    num = max(1, min(num, len(order.specs), num_slots or num))
+    num = max(1, min(num, order.specs.num_sessions, num_slots or num))
     if num == 1:
-        return [order]
-    index = np.arange(len(order.specs), dtype=np.int64)
-    worker_of = (index % num_slots if num_slots else index) % num
+        return [_with_its_rows(order)]
+    session = order.specs.session
+    unit = np.arange(len(order.specs), dtype=np.int64) if session is None else session
+    worker_of = (unit % num_slots if num_slots else unit) % num
     return [_part(order, worker, num, np.flatnonzero(worker_of == worker)) for worker in range(num)]
 
 
+def _with_its_rows(order: PlayOrder) -> PlayOrder:
+    """The order with those rows of the prompt file that it plays: they are sent to each worker for each trial."""
+    rows = order.prompt_rows
+    if rows is None or isinstance(rows, TraceRows) or (order.specs.file_row < 0).any():
+        return order
+    used, file_row = np.unique(order.specs.file_row.astype(np.int64), return_inverse=True)
+    if len(used) == len(rows):
+        return order
+    return replace(order, prompt_rows=rows.at(used), specs=replace(order.specs, file_row=file_row.astype(np.int32)))
+
+
 def _part(order: PlayOrder, worker: int, num: int, indices: NDArray[np.int64]) -> PlayOrder:
-    specs = RequestSpecs(**{field.name: getattr(order.specs, field.name)[indices] for field in fields(RequestSpecs)})
-    return replace(order, specs=specs, share=Share(worker=worker, num_workers=num, indices=indices))
+    share = Share(worker=worker, num_workers=num, indices=indices)
+    return _with_its_rows(replace(order, specs=order.specs.at(indices), share=share))

@@ -25,7 +25,9 @@ _BOM = b"\xef\xbb\xbf"
 
 
 class WireError(ValueError):
-    """The bytes are not HTTP/1.1."""
+    """The bytes are not HTTP/1.1. outcome: how the request ends by it."""
+
+    outcome = "malformed_stream"
 
 
 class ResponseFramer:

@@ -13,11 +13,14 @@ from typing import Any
 
 from perfsuite.analysis.checks import REASONS
 from perfsuite.analysis.compare import ComparisonResult, MetricComparison, PointComparison
+from perfsuite.analysis.definition import definition_of
 from perfsuite.analysis.findings import Finding, find
 from perfsuite.analysis.metrics import METRICS_VERSION
+from perfsuite.analysis.sequential import Look
 from perfsuite.analysis.summary import RunSummary, TrialSummary
 from perfsuite.records import ServerFacts
-from perfsuite.report.text import ListedRun
+from perfsuite.report.capacity import capacity_json
+from perfsuite.report.text_list import ListedRun
 
 
 def answer_json(summary: RunSummary, comparisons: Sequence[ComparisonResult], *, bundle: str) -> dict[str, Any]:
@@ -28,6 +31,7 @@ def answer_json(summary: RunSummary, comparisons: Sequence[ComparisonResult], *,
             "bundle": bundle,
             **_run(summary),
             "comparisons": [_comparison(comparison) for comparison in comparisons],
+            "capacity": capacity_json(summary),
             "findings": _findings(find(summary, comparisons)),
             "trials": [_trial(trial, summary) for trial in summary.trials],
         }
@@ -43,6 +47,7 @@ def summary_json(summary: RunSummary, *, run: Mapping[str, Any]) -> dict[str, An
             **_run(summary),
             "trials": [_trial(trial, summary) for trial in summary.trials],
             "unfinished": {str(trial): asdict(part) for trial, part in summary.unfinished.items()},
+            "capacity": capacity_json(summary),
             "servers": {str(block): _server(facts) for block, facts in summary.servers.items()},
         }
     )
@@ -95,8 +100,11 @@ def finite(value: Any) -> Any:
 
 def _run(summary: RunSummary) -> dict[str, Any]:
     scenario = summary.scenario
+    definition = definition_of(summary)
     return {
         "metrics_version": METRICS_VERSION,
+        "scenario_digest": definition.scenario_digest,
+        "definition_digest": definition.digest,
         "emulated": summary.is_emulated,
         "scenario": scenario.name,
         "model": scenario.model,
@@ -116,6 +124,7 @@ def _comparison(comparison: ComparisonResult) -> dict[str, Any]:
         "reason": comparison.reason,
         "differences": [asdict(row) for row in comparison.differences],
         "load_points": [_point(point) for point in comparison.points],
+        "equal_service": [asdict(service) for service in comparison.equal_service],
     }
 
 
@@ -129,8 +138,14 @@ def _point(point: PointComparison) -> dict[str, Any]:
         "reason": point.reason,
         "baseline_trials": point.baseline_trials,
         "candidate_trials": point.candidate_trials,
+        "look": _look(point.look) if point.look is not None else None,
         "metrics": {row.metric.name: _metric(row) for row in point.metrics},
     }
+
+
+def _look(look: Look) -> dict[str, Any]:
+    names = ("number", "num_looks", "num_pairs", "action", "reason", "level")
+    return {name: getattr(look, name) for name in names} | {"rejected": sorted(look.rejected)}
 
 
 def _metric(row: MetricComparison) -> dict[str, Any]:
@@ -146,6 +161,7 @@ def _metric(row: MetricComparison) -> dict[str, Any]:
         "ratio_high": row.estimate.high,
         "sd_log_ratio": row.estimate.sd_log,
         "p": row.estimate.p,
+        "hodges_lehmann": asdict(row.estimate.hodges_lehmann) if row.estimate.hodges_lehmann is not None else None,
         "num_pairs": row.estimate.num_pairs,
         "verdict": row.verdict.word,
         "is_below_margin": row.verdict.is_below_margin,
@@ -178,7 +194,8 @@ def _trial(trial: TrialSummary, summary: RunSummary) -> dict[str, Any]:
         "is_overloaded": trial.is_overloaded,
         "metrics": dict(trial.metrics),
         "notes": dict(trial.notes),
-        "energy": asdict(trial.energy),
+        "energy": {**asdict(trial.energy), "validity": trial.energy.validity},
+        "conditions": asdict(trial.conditions),
         "memory_used_bytes_by_gpu": dict(trial.memory_by_gpu),
         "mean_output_tokens": trial.mean_output_tokens,
         "mean_input_tokens": trial.mean_input_tokens,
@@ -189,7 +206,12 @@ def _trial(trial: TrialSummary, summary: RunSummary) -> dict[str, Any]:
         "step_slip_ratio": trial.step_slip_ratio,
         "steal_ratio": trial.steal_ratio,
         "client_cpu_ratio": trial.client_cpu_ratio,
+        "reasoning_ratio": trial.reasoning_ratio,
+        "in_line_ratio": trial.in_line_ratio,
+        "server_load": asdict(trial.server_load) if trial.server_load is not None else None,
         "prompts_digest": trial.prompts_digest or None,
+        "within_run": {name: asdict(interval) for name, interval in trial.within_run.items()},
+        "early_stopping": [{**asdict(count), "passes": count.passes} for count in trial.limit_counts],
     }
 
 

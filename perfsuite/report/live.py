@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from perfsuite.units import format_duration_s, format_number
+
+HISTORY = 240  # views that are kept for the sparklines, about two minutes
+_BARS = "▁▂▃▄▅▆▇█"
+_LABEL_WIDTH, _VALUE_WIDTH = 11, 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,9 +46,13 @@ def live_line(live: Live) -> str:
     return f"{mark}{where}: {what}{eta}"
 
 
-def live_view(live: Live, *, width: int) -> str:
-    """Three lines: where the run stands, what flows, how far it is. Each cut to `width` columns."""
-    lines = [live_line(live), _flow_line(live), _bar(live, width)]
+def live_view(live: Live, *, width: int, history: Iterable[Live] = ()) -> str:
+    """Where the run stands, what flows, how far it is, each cut to `width` columns.
+
+    history: earlier views, oldest first; those of the trial being played are drawn as sparklines of tok/s, requests in
+    flight, and the time a request takes (in flight / requests ended per second, by Little's law).
+    """
+    lines = [live_line(live), _flow_line(live), *_sparklines(live, width, history), _bar(live, width)]
     return "\n".join(line[:width] for line in lines)
 
 
@@ -52,6 +61,40 @@ def _flow_line(live: Live) -> str:
         return f"  {live.step} …"
     rate = f"{format_number(live.tokens_per_s)} tok/s"
     return f"  {live.in_flight} in flight, {live.num_done} done, {live.num_failed} failed, {rate}"
+
+
+def _sparklines(live: Live, width: int, history: Iterable[Live]) -> list[str]:
+    views = [view for view in history if view.trial == live.trial and view.step == "playing"]
+    if live.step != "playing" or len(views) < 3:
+        return []
+    times = [request_time_s(before, after) for before, after in zip(views, views[4:], strict=False)]
+    room = width - _LABEL_WIDTH - _VALUE_WIDTH
+    return [
+        _line("tok/s", [view.tokens_per_s for view in views], format_number(live.tokens_per_s), room),
+        _line("in flight", [float(view.in_flight) for view in views], str(live.in_flight), room),
+        _line("s/request", times, format_duration_s(times[-1]) if times else "–", room),
+    ]
+
+
+def request_time_s(before: Live, after: Live) -> float | None:
+    """Mean requests in flight / requests that ended per second between two views; None when none ended."""
+    ended = after.num_done - before.num_done
+    if ended <= 0:
+        return None
+    return (before.in_flight + after.in_flight) / 2 * (after.elapsed_s - before.elapsed_s) / ended
+
+
+def _line(label: str, values: Sequence[float | None], now: str, room: int) -> str:
+    return f"  {label:<{_LABEL_WIDTH - 2}}{now:>{_VALUE_WIDTH - 1}} {sparkline(values[-max(1, room) :])}"
+
+
+def sparkline(values: Sequence[float | None]) -> str:
+    """A column for each value, from 0 to the highest; a blank where there is none."""
+    highest = max((value for value in values if value is not None), default=0.0)
+    if highest <= 0:
+        return "".join(" " if value is None else _BARS[0] for value in values)
+    top = len(_BARS) - 1
+    return "".join(" " if value is None else _BARS[round(max(0.0, value) / highest * top)] for value in values)
 
 
 def _bar(live: Live, width: int) -> str:

@@ -71,9 +71,28 @@ def _schedule_lines(estimate: PlanEstimate) -> list[str]:
             repeated = f"; {p.repeated_tokens:,} prompt tokens repeat earlier blocks" if p.repeated_tokens else ""
             lines.append(f"{p.label}: {num:,} rows in {format_duration_s(p.schedule_s)}, {rate}{repeated}")
         if p.point.max_in_flight is not None:
+            unit = "request" if p.num_sessions is None else "session"
             lines.append(
-                f"{p.label}: a due request waits while {p.point.max_in_flight} are in flight; its TTFT has the wait"
+                f"{p.label}: a due {unit} waits while {p.point.max_in_flight} are in flight; its TTFT has the wait"
             )
+        lines += _session_lines(p)
+    conversations = estimate.plan.conversations
+    if conversations is not None and conversations.num_left_out:
+        lines.append(f"{conversations.num_left_out:,} conversations left out: no user says anything")
+    return lines
+
+
+def _session_lines(p: PointEstimate) -> list[str]:
+    lines = []
+    num = p.num_warmup + p.num_measured
+    if p.num_sessions is not None and p.mean_think_s is not None:
+        pause = f"{format_duration_s(p.mean_think_s)} on average before a later turn" if p.mean_think_s else "no pause"
+        what = "the concurrency counts sessions" if p.kind == "closed" else "arrivals are those of sessions"
+        turns = format_number(num / p.num_sessions)
+        lines.append(f"{p.label}: {p.num_sessions:,} sessions of {turns} turns on average, {pause}; {what}")
+    if p.num_cancelled:
+        share = p.num_cancelled / p.num_measured
+        lines.append(f"{p.label}: {p.num_cancelled:,} of the measured requests ({share:.1%}) are cancelled as planned")
     return lines
 
 
@@ -146,6 +165,9 @@ def plan_json(estimate: PlanEstimate) -> dict[str, Any]:
                 "schedule_s": p.schedule_s,
                 "max_in_flight": p.point.max_in_flight,
                 "repeated_tokens": p.repeated_tokens,
+                "num_sessions": p.num_sessions,
+                "mean_think_s": p.mean_think_s,
+                "num_cancelled": p.num_cancelled,
                 "estimated_warmup_s": p.warmup_s,
                 "estimated_measured_s": p.measured_s,
             }

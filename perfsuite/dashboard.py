@@ -1,0 +1,328 @@
+"""The composer of the static site: reads bundles and the catalog, writes the site's files, serves them on loopback."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Any
+
+from perfsuite.analysis.compare import compare
+from perfsuite.analysis.metrics import METRICS_VERSION
+from perfsuite.cataloguing import reindex, trends
+from perfsuite.errors import PerfsuiteError, StoreError
+from perfsuite.interop.export import openmetrics_text
+from perfsuite.report.history import Trend
+from perfsuite.report.openmetrics import merge_openmetrics
+from perfsuite.report.site import SITE_VERSION, SiteRun, data_script, run_file, run_slug, site_files
+from perfsuite.report.site_run import run_data
+from perfsuite.report.site_views import newest_of_each
+from perfsuite.results import conclude, load_run, manifest_sha256
+from perfsuite.store.annotations import read_annotations
+from perfsuite.store.catalog_url import catalog_url
+from perfsuite.store.documents import read_document, read_lines, read_manifest
+from perfsuite.store.layout import MANIFEST, SCENARIO_RESOLVED, SERVERS, SUMMARY, store_errors, write_atomically
+from perfsuite.store.reading import BundleRow, list_bundles, read_bundle
+
+TREND_METRICS = (
+    "output_tps_per_gpu", "ttft_p50_s", "tpot_p50_s", "interactivity_p50_per_s", "j_per_output_token", "ttft_p99_s",
+)  # fmt: skip
+RATIO_METRICS = ("output_tps_per_gpu", "tpot_p50_s")
+NUM_DETAILS = 100
+SCRIPTS = (
+    "vendor/echarts.min.js", "site/core.js", "site/format.js", "site/table.js", "site/chart.js",
+    "site/view_overview.js", "site/view_pareto.js", "site/view_compare.js", "site/view_trend.js",
+    "site/view_timeline.js", "site/view_run.js", "site/view_nights.js", "site/app.js",
+)  # fmt: skip
+_COPIED = (
+    *SCRIPTS,
+    "site/style.css",
+    "vendor/LICENSE-echarts",
+    "vendor/NOTICE-echarts",
+    "vendor/LICENSE-zrender",
+    "vendor/README.md",
+)
+PRUNED = "pruned.json"  # in a bundle whose raw data a nightly removed: when, and what
+_KNOWN = "known.json"  # in the site: run id -> what its data file was made of
+
+OnStep = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """A site: how many runs are in it, how many of them have a page of their own, and what is wrong."""
+
+    path: Path
+    num_runs: int
+    num_details: int
+    num_regressions: int
+    problems: tuple[str, ...]
+
+
+def assets_folder() -> Path:
+    """Scripts, styles and ECharts: in an installed package beside it, in a checkout under dashboards/."""
+    package = Path(__file__).parent
+    installed = package / "site_files"
+    return installed if installed.is_dir() else package.parent / "dashboards"
+
+
+def build_site(
+    results: Path,
+    out: Path,
+    *,
+    catalog: str | None = None,
+    num_details: int = NUM_DETAILS,
+    title: str = "perfsuite",
+    on_step: OnStep = lambda _text: None,
+) -> Built:
+    """Write the site of a results folder; data files of runs that did not change are kept.
+
+    catalog: see store/catalog_url.py; "none" leaves the histories out. Raises StoreError.
+    """
+    on_step("reading runs")
+    runs, problems = read_runs(results, num_details)
+    on_step("reading histories")
+    found, trouble = _trends(results, catalog)
+    assets = assets_folder()
+    with store_errors("cannot read the site's own files", assets):
+        template = (assets / "site" / "index.html").read_text(encoding="utf-8")
+    files = site_files(
+        runs, found, template=template, scripts=SCRIPTS, now_utc_ns=time.time_ns(), version=_version(), title=title
+    )  # fmt: skip
+    with store_errors("cannot write the site", out):
+        for name in ("data/runs", "site", "vendor"):
+            (out / name).mkdir(parents=True, exist_ok=True)
+        for name in _COPIED:
+            shutil.copyfile(assets / name, out / name)
+        on_step(f"writing {sum(run.has_detail for run in runs)} runs")
+        _write_details(results, out, runs, problems)
+        for name, text in files.items():
+            (out / name).write_text(text, encoding="utf-8")
+        _remove_old(out, {*files, *(run_file(run.run_id) for run in runs if run.has_detail)})
+    return Built(
+        path=out,
+        num_runs=len(runs),
+        num_details=sum(run.has_detail for run in runs),
+        num_regressions=sum(sum(trend.history.is_regression) for trend in found if trend.history is not None),
+        problems=(*problems, *trouble),
+    )
+
+
+def _version() -> str:
+    try:
+        return installed_version("perfsuite")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def read_runs(results: Path, num_details: int) -> tuple[list[SiteRun], list[str]]:
+    """Every bundle, oldest first, and what is wrong with some of them. A results folder without runs has none."""
+    rows = list_bundles(results) if results.is_dir() else []
+    problems: list[str] = []
+    runs = [_site_run(row, problems, has_detail=len(rows) - k <= num_details) for k, row in enumerate(rows)]
+    return runs, problems
+
+
+def _site_run(row: BundleRow, problems: list[str], *, has_detail: bool) -> SiteRun:
+    try:
+        manifest = read_manifest(row.path)
+        if manifest["status"] == "running":
+            return SiteRun(run_id=row.run_id, manifest=manifest, answer=None, scenario={}, problem="not finished")
+        answer = _answer(row.path)
+        scenario = read_document(row.path / SCENARIO_RESOLVED)
+        return SiteRun(
+            run_id=row.run_id, manifest=manifest, answer=answer, scenario=scenario, problem=_problem(row),
+            has_detail=has_detail,
+        )  # fmt: skip
+    except PerfsuiteError as error:
+        problems.append(str(error))
+        known = {"scenario": {"name": row.scenario}, "created": {"utc_ns": row.created_utc_ns}, "status": row.status}
+        return SiteRun(
+            run_id=row.run_id, manifest=known | {"emulated": bool(row.emulated)}, answer=None, scenario={},
+            problem=row.problem or error.what,
+        )  # fmt: skip
+
+
+def _problem(row: BundleRow) -> str | None:
+    return "raw data were removed, as asked for" if (row.path / PRUNED).exists() else row.problem
+
+
+def _answer(path: Path) -> dict[str, Any]:
+    """summary.json, made again when it is missing, damaged or of other formulas. Raises StoreError."""
+    try:
+        answer = read_document(path / SUMMARY)
+        if answer.get("schema") == "answer/1" and answer.get("metrics_version") == METRICS_VERSION:
+            return answer
+    except StoreError:
+        pass
+    conclude(path, results=path.parent, catalog="none")
+    return read_document(path / SUMMARY)
+
+
+def _trends(results: Path, catalog: str | None) -> tuple[list[Trend], list[str]]:
+    """The histories with at least two runs; and why there are none."""
+    if catalog_url(results, catalog) is None or not results.is_dir():
+        return [], []
+    try:
+        if (results / "runs").is_dir():
+            reindex(results, catalog=catalog)
+        found = [t for name in TREND_METRICS for t in trends(results, name, catalog=catalog)]
+        found += [t for name in RATIO_METRICS for t in trends(results, name, catalog=catalog, ratios=True)]
+    except StoreError as error:
+        return [], [f"no histories: {error}"]
+    return [trend for trend in found if len(trend.series.points) > 1], []
+
+
+def _write_details(results: Path, out: Path, runs: Sequence[SiteRun], problems: list[str]) -> None:
+    known = _read_known(out)
+    for run in runs:
+        if not run.has_detail:
+            continue
+        path = next((results / "runs").glob(f"*/{run.run_id}"))
+        mark = _mark(path)
+        is_same = known.get(run.run_id) == mark or (path / PRUNED).exists()
+        if is_same and (out / run_file(run.run_id)).exists():
+            continue
+        try:
+            text = detail_script(path, run)
+        except PerfsuiteError as error:
+            problems.append(str(error))
+            text = data_script(f"run/{run_slug(run.run_id)}", {"problem": str(error)})
+        (out / run_file(run.run_id)).write_text(text, encoding="utf-8")
+        known[run.run_id] = mark
+    kept = {run.run_id for run in runs if run.has_detail}
+    write_atomically(out / "data" / _KNOWN, json.dumps({k: v for k, v in known.items() if k in kept}).encode())
+
+
+def _mark(path: Path) -> str:
+    annotations = json.dumps(read_annotations(path), default=str)
+    text = f"{SITE_VERSION} {METRICS_VERSION} {_version()} {manifest_sha256(path)} {annotations}"
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _read_known(out: Path) -> dict[str, str]:
+    try:
+        return {str(k): str(v) for k, v in read_document(out / "data" / _KNOWN).items()}
+    except StoreError:
+        return {}
+
+
+def detail_script(path: Path, run: SiteRun) -> str:
+    """The data file of one run. Raises StoreError."""
+    data = read_bundle(path)
+    servers = {str(row["block"]): row for row in read_lines(path / SERVERS)}
+    value = run_data(
+        run, data.trial_requests, data.telemetry, data.server_metrics, servers=servers,
+        annotations=[dict(row) for row in read_annotations(path)],
+    )  # fmt: skip
+    return data_script(f"run/{run_slug(run.run_id)}", value)
+
+
+def _remove_old(out: Path, wanted: set[str]) -> None:
+    """Data files of an earlier build that this one does not have."""
+    for path in (out / "data").rglob("*.js"):
+        if path.relative_to(out).as_posix() not in wanted:
+            path.unlink()
+
+
+def metrics_page(results: Path) -> str:
+    """The newest run of each scenario as one OpenMetrics page. Raises StoreError."""
+    runs, _ = read_runs(results, 0)
+    texts = []
+    for run in newest_of_each(runs):
+        data, summary = load_run(results, run.run_id)
+        utc_ns = data.manifest["created"]["utc_ns"]
+        texts.append(openmetrics_text(summary, compare(summary), run_id=run.run_id, utc_ns=utc_ns))
+    return merge_openmetrics(texts)
+
+
+@contextmanager
+def serving(
+    results: Path, out: Path, *, port: int = 0, catalog: str | None = None, title: str = "perfsuite"
+) -> Iterator[str]:
+    """The site of a results folder on loopback, its URL; built again when a run was added. /metrics: see metrics_page.
+
+    Raises StoreError.
+    """
+    build_site(results, out, catalog=catalog, title=title)
+    site = _Live(results, out, catalog, title)
+    server = ThreadingHTTPServer(("127.0.0.1", port), partial(_Handler, site=site, directory=str(out)))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Live:
+    """A site that follows its results folder."""
+
+    def __init__(self, results: Path, out: Path, catalog: str | None, title: str) -> None:
+        self.results, self.out, self.catalog, self.title = results, out, catalog, title
+        self._lock = threading.Lock()
+        self._seen = self._state()
+        self._metrics: tuple[Any, bytes] | None = None
+
+    def _state(self) -> Any:
+        return sorted((p.as_posix(), p.stat().st_mtime_ns) for p in (self.results / "runs").glob(f"*/*/{MANIFEST}"))
+
+    def refresh(self) -> None:
+        with self._lock:
+            state = self._state()
+            if state != self._seen:
+                build_site(self.results, self.out, catalog=self.catalog, title=self.title)
+                self._seen = state
+
+    def metrics(self) -> bytes:
+        with self._lock:
+            state = self._state()
+            if self._metrics is None or self._metrics[0] != state:
+                self._metrics = (state, metrics_page(self.results).encode())
+            return self._metrics[1]
+
+
+class _Handler(SimpleHTTPRequestHandler):
+    """The site's files, and /metrics. Nothing is written to the terminal."""
+
+    def __init__(self, *args: Any, site: _Live, **kwargs: Any) -> None:
+        self.site = site
+        super().__init__(*args, **kwargs)
+
+    def do_GET(self) -> None:
+        try:
+            if self.path.partition("?")[0] == "/metrics":
+                self._send_metrics(self.site.metrics())
+                return
+            if self.path.partition("?")[0] in ("/", "/index.html"):
+                self.site.refresh()
+        except PerfsuiteError as error:
+            self.send_error(500, explain=str(error))
+            return
+        super().do_GET()
+
+    def _send_metrics(self, body: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "application/openmetrics-text; version=1.0.0; charset=utf-8")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def end_headers(self) -> None:
+        self.send_header("Cache-Control", "no-store")
+        super().end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        return

@@ -1,0 +1,410 @@
+"""The nightly: what it plays, how it gates, what it writes. Nights are generated; one test plays a real one."""
+
+from __future__ import annotations
+
+import configparser
+import importlib.util
+import json
+import subprocess
+import sys
+import threading
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import yaml
+
+from perfsuite.analysis.history import Gate
+from perfsuite.dashboard import PRUNED, build_site
+from perfsuite.errors import EngineError, Interrupted, ScenarioError, UsageError
+from perfsuite.nightly import NightSettings, call_webhook, finish_night, play_night, prune
+from perfsuite.nightly_file import NightlyFile, load_nightly
+from perfsuite.report.night import Gated, Night, NightEntry, night_json, night_junit, night_markdown
+from perfsuite.results import conclude
+from perfsuite.store.annotations import add_annotation
+
+DEMO = Path("dashboards/demo/made_runs.py")
+NUM_BEFORE = 12
+FIRST = datetime(2026, 9, 1, 2, 0, tzinfo=UTC)
+TONIGHT = FIRST + timedelta(days=NUM_BEFORE)
+
+
+def _made_runs() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("made_runs", DEMO)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["made_runs"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+made = _made_runs()
+
+
+class Nights:
+    """A results folder with nights before, and a `play` that makes tonight's runs, each with a slowdown of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.results = folder / "results"
+        self.scenario = folder / "nightly.yaml"
+        self.scenario.write_text(made.night_text())
+        self.slowdowns: list[float] = []
+        self.played: list[str] = []
+
+    def make(self, begin: datetime, slowdown: float = 1.0, catalog: str | None = None) -> str:
+        path = made.make_run(
+            self.results, made.night_text(), "deepseek-v3.2", begin, np.random.default_rng(begin.toordinal()),
+            slowdown={"vllm-nvfp4": slowdown},
+        )  # fmt: skip
+        conclude(path, results=self.results, catalog=catalog)
+        return str(path.name)
+
+    def history(self) -> Nights:
+        for night in range(NUM_BEFORE):
+            self.make(FIRST + timedelta(days=night))
+        return self
+
+    def play(self, _path: Path) -> str:
+        slowdown = self.slowdowns[len(self.played)]
+        run_id = self.make(TONIGHT + timedelta(minutes=10 * len(self.played)), slowdown)
+        self.played.append(run_id)
+        return run_id
+
+    def settings(self, **file: Any) -> NightSettings:
+        values: dict[str, Any] = {"schema": "nightly/1", "scenarios": ["nightly.yaml"]}
+        return NightSettings(
+            file=NightlyFile.model_validate(values | file),
+            scenarios=(self.scenario,),
+            results=self.results,
+            catalog=None,
+            now_utc_ns=lambda: round(TONIGHT.timestamp() * 1e9) + 3600 * 10**9,
+        )
+
+
+EARLIER = made.night_text().replace("concurrency: 16", "concurrency: 2").replace("name: demo-nightly", "name: earlier")
+
+
+@pytest.mark.timeout(150)  # four starts of the embedded engine, twice
+def test_the_verb_exits_4_on_a_confirmed_regression(tmp_path: Path) -> None:
+    (tmp_path / "earlier.yaml").write_text(EARLIER)
+    for night in range(1, 10):  # nights that were ten times as fast as the embedded engine is
+        begin = datetime.now(UTC) - timedelta(days=night)
+        path = made.make_run(
+            tmp_path / "results", EARLIER, "deepseek-v3.2", begin, np.random.default_rng(night),
+            slowdown={"vllm-fp8": 0.1, "vllm-nvfp4": 0.1},
+        )  # fmt: skip
+        conclude(path, results=tmp_path / "results")
+    command = [sys.executable, "-m", "perfsuite", "nightly", "earlier.yaml", "--out", "out"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=110, check=False)
+    assert done.returncode == 4, done.stderr
+    assert "regression, confirmed by a re-run" in done.stdout
+    assert "failures=" in (tmp_path / "out" / "junit.xml").read_text()
+
+
+@pytest.fixture(scope="module")
+def before(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("before")
+    Nights(folder).history()
+    return folder
+
+
+@pytest.fixture
+def nights(before: Path, tmp_path: Path) -> Nights:
+    import shutil
+
+    shutil.copytree(before / "results", tmp_path / "results")
+    for path in (tmp_path / "results").glob("catalog.db*"):  # it names the folder that it was made in
+        path.unlink()
+    return Nights(tmp_path)
+
+
+def states(night: Night) -> set[str]:
+    return {row.state for row in night.entries[0].gated}
+
+
+def test_a_night_at_the_old_level_is_played_once_and_within_its_limits(nights: Nights) -> None:
+    nights.slowdowns = [1.0]
+    night = play_night(nights.settings(), nights.play)
+    assert (night.day, night.num_regressions) == ("2026-09-13", 0)
+    assert night.entries[0].state == "played"
+    assert night.entries[0].rerun_id is None
+    assert len(night.entries[0].gated) == 3 * 3  # three metrics of two arms and their ratio
+    assert "regression" not in states(night)
+
+
+def test_a_regression_is_confirmed_by_a_rerun_and_only_in_the_arm_that_has_it(nights: Nights) -> None:
+    nights.slowdowns = [1.2, 1.2]
+    night = play_night(nights.settings(), nights.play)
+    assert len(nights.played) == 2
+    assert night.entries[0].rerun_id == nights.played[1]
+    assert {row.subject for row in night.entries[0].regressions} == {"vllm-nvfp4", "vllm-nvfp4 / vllm-fp8"}
+    first = next(row for row in night.entries[0].regressions if row.metric == "output_tps_per_gpu")
+    assert first.gate.change_ratio == pytest.approx(1 / 1.2, rel=0.03)
+
+
+def test_a_slow_night_that_its_rerun_does_not_confirm_is_no_regression(nights: Nights) -> None:
+    nights.slowdowns = [1.2, 1.0]
+    night = play_night(nights.settings(), nights.play)
+    assert night.num_regressions == 0
+    assert "not_confirmed" in states(night)
+
+
+def test_an_improvement_is_not_played_again(nights: Nights) -> None:
+    nights.slowdowns = [0.8]
+    night = play_night(nights.settings(gate={"ratios": False}), nights.play)
+    assert len(nights.played) == 1
+    assert "improvement" in states(night)
+
+
+def test_without_reruns_a_worse_night_is_told_and_not_confirmed(nights: Nights) -> None:
+    nights.slowdowns = [1.2]
+    night = play_night(nights.settings(gate={"rerun": False}), nights.play)
+    assert night.num_regressions == 0
+    assert "unconfirmed" in states(night)
+
+
+def test_a_night_started_again_plays_only_what_is_missing(nights: Nights) -> None:
+    nights.slowdowns = [1.2, 1.2]
+    first = play_night(nights.settings(), nights.play)
+    again = play_night(nights.settings(), nights.play)
+    assert len(nights.played) == 2
+    assert again.entries[0].state == "done before"
+    assert again.entries[0].regressions == first.entries[0].regressions
+
+
+def test_a_night_killed_before_its_rerun_resumes_with_it(nights: Nights) -> None:
+    nights.slowdowns = [1.2, 1.2]
+    nights.play(nights.scenario)
+    night = play_night(nights.settings(), nights.play)
+    assert len(nights.played) == 2
+    assert night.num_regressions > 0
+
+
+def test_a_short_history_gates_nothing(tmp_path: Path) -> None:
+    nights = Nights(tmp_path)
+    nights.slowdowns = [1.5]
+    assert states(play_night(nights.settings(), nights.play)) == {"too_short"}
+
+
+def test_a_scenario_that_fails_does_not_end_the_night(nights: Nights) -> None:
+    def fails(_path: Path) -> str:
+        raise EngineError("the engine did not start", cure="read its log")
+
+    settings = nights.settings()
+    night = play_night(settings, fails)
+    assert night.entries[0].state == "failed"
+    assert "did not start" in (night.entries[0].problem or "")
+    assert "failed" in night_markdown(night)
+
+
+def test_an_interrupt_ends_the_night(nights: Nights) -> None:
+    def stops(_path: Path) -> str:
+        raise Interrupted(2)
+
+    with pytest.raises(Interrupted):
+        play_night(nights.settings(), stops)
+
+
+def test_a_night_without_a_catalog_is_refused(nights: Nights) -> None:
+    from dataclasses import replace
+
+    with pytest.raises(UsageError, match="catalog"):
+        play_night(replace(nights.settings(), catalog="none"), nights.play)
+
+
+def test_the_nights_files_and_the_site_are_written(nights: Nights, tmp_path: Path) -> None:
+    nights.slowdowns = [1.2, 1.2]
+    night = play_night(nights.settings(), nights.play)
+    night = finish_night(nights.settings(), night, tmp_path / "out", {})
+    text = (tmp_path / "out" / "night.md").read_text()
+    assert text.startswith("# Nightly 2026-09-13: ")
+    assert "regression, confirmed by a re-run" in text
+    suites = ElementTree.parse(tmp_path / "out" / "junit.xml").getroot()
+    assert sum(int(suite.attrib["failures"]) for suite in suites) == night.num_regressions
+    assert json.loads((tmp_path / "out" / "night.json").read_text())["regressions"]
+    assert (tmp_path / "out" / "site" / "index.html").exists()
+
+
+def entry(**fields: Any) -> NightEntry:
+    values: dict[str, Any] = {
+        "scenario": "s", "state": "played", "run_id": "r", "rerun_id": None, "seconds": 1.0, "problem": None,
+        "emulated": True,
+    }  # fmt: skip
+    return NightEntry(**(values | fields))
+
+
+def gated(state: str = "regression") -> Gated:
+    gate = Gate(state=state, baseline=1.0, change_ratio=0.9, limit_ratio=1.02, num_history=20)
+    return Gated(metric="m", label="m|x", subject="<b>", load_point="c 1", state=state, value=0.9, gate=gate)
+
+
+def test_markup_in_names_stays_text_in_every_report() -> None:
+    night = Night(day="2026-09-13", entries=(entry(scenario="a|b\n<i>&", problem='x"\x07', gated=(gated(),)),))
+    text = night_markdown(night)
+    assert "<i>" not in text and "a\\|b" in text and "m\\|x" in text
+    root = ElementTree.fromstring(night_junit(night))
+    assert root[0].attrib["name"] == "a|b\n<i>& (EMULATED)"
+    assert "−10.0 %" in night_json(night)["text"]
+
+
+def test_an_emulated_night_says_so_in_every_report() -> None:
+    night = Night(day="2026-09-13", entries=(entry(gated=(gated(),)),))
+    assert "EMULATED" in night_markdown(night)
+    assert "EMULATED" in night_junit(night)
+    assert "EMULATED" in night_json(night)["text"]
+
+
+class _Hook(BaseHTTPRequestHandler):
+    bodies: list[bytes]
+
+    def do_POST(self) -> None:
+        self.bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None: ...
+
+
+def test_the_webhook_gets_the_regressions_as_json() -> None:
+    bodies: list[bytes] = []
+    server = HTTPServer(("127.0.0.1", 0), type("Hook", (_Hook,), {"bodies": bodies}))
+    thread = threading.Thread(target=server.handle_request)
+    thread.start()
+    night = Night(day="2026-09-13", entries=(entry(gated=(gated(),)),))
+    assert call_webhook(f"http://127.0.0.1:{server.server_address[1]}/x", night) == []
+    thread.join(10)
+    server.server_close()
+    assert json.loads(bodies[0])["regressions"][0]["change_ratio"] == 0.9
+
+
+def test_a_webhook_that_fails_is_a_warning_without_its_url() -> None:
+    night = Night(day="2026-09-13", entries=())
+    for url in ("http://127.0.0.1:1/secret", "file:///etc/secret", ""):
+        (warning,) = call_webhook(url, night)
+        assert "secret" not in warning
+
+
+def test_raw_data_older_than_asked_for_go_and_numbers_stay(nights: Nights) -> None:
+    paths = sorted((nights.results / "runs").glob("*/*"))
+    add_annotation(paths[0], "keep this one", is_accepted=False)
+    assert prune(nights.settings(keep={"raw_days": 5}), ["demo-nightly"]) == []
+    gone = [path for path in paths if (path / PRUNED).exists()]
+    assert gone == paths[1:7]
+    assert not (gone[0] / "requests.parquet").exists()
+    assert (gone[0] / "summary.json").exists() and (gone[0] / "manifest.json").exists()
+    assert prune(nights.settings(), ["demo-nightly"]) == []
+    assert prune(nights.settings(keep={"raw_days": 1}), ["another"]) == []
+
+
+def test_the_site_keeps_the_page_of_a_run_whose_raw_data_went(nights: Nights, tmp_path: Path) -> None:
+    build_site(nights.results, tmp_path / "site", catalog="none")
+    oldest = min((tmp_path / "site" / "data" / "runs").glob("*.js"))
+    before = oldest.read_text()
+    prune(nights.settings(keep={"raw_days": 5}), ["demo-nightly"])
+    assert build_site(nights.results, tmp_path / "site", catalog="none").problems == ()
+    assert oldest.read_text() == before
+    assert "raw data were removed" in (tmp_path / "site" / "data" / "index.js").read_text()
+
+
+def test_gating_goes_on_after_old_raw_data_were_removed(nights: Nights) -> None:
+    nights.slowdowns = [1.0, 1.0, 1.0]
+    settings = nights.settings(keep={"raw_days": 5})
+    play_night(settings, nights.play)
+    prune(settings, ["demo-nightly"])
+    assert min(row.gate.num_history for row in play_night(settings, nights.play).entries[0].gated) >= NUM_BEFORE
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("schema: nightly/1\nscenarios: []\n", "scenarios"),
+        ("schema: nightly/2\nscenarios: [a.yaml]\n", "schema"),
+        ("schema: nightly/1\nscenarios: [a.yaml]\nwebhook: http://x\n", "webhook"),
+        ("schema: nightly/1\nscenarios: [a.yaml]\ngate: {metrics: [kv_capacity_tokens]}\n", "gate.metrics"),
+        ("- a\n", "mapping"),
+        ("a: [", "YAML"),
+    ],
+)
+def test_a_wrong_file_is_refused_in_words(tmp_path: Path, text: str, found: str) -> None:
+    path = tmp_path / "n.yaml"
+    path.write_text(text)
+    with pytest.raises(ScenarioError) as error:
+        load_nightly(path)
+    assert found in str(error.value)
+
+
+def test_a_scenario_stands_for_a_nightly_of_itself() -> None:
+    file, paths = load_nightly(Path("scenarios/nightly.yaml"))
+    assert paths == (Path("scenarios/nightly.yaml"),)
+    assert file.gate.metrics[0] == "output_tps_per_gpu"
+
+
+def test_the_shipped_matrix_names_scenarios_that_exist() -> None:
+    _, paths = load_nightly(Path("dashboards/nightly/matrix.yaml"))
+    assert len(paths) > 1
+    assert all(path.exists() for path in paths)
+
+
+def test_the_ready_made_files_are_sound_and_start_the_verb() -> None:
+    folder = Path("dashboards/nightly")
+    workflow = yaml.safe_load((folder / "github-actions.yml").read_text())
+    steps = " ".join(step.get("run", "") for step in workflow["jobs"]["nightly"]["steps"])
+    assert "perfsuite nightly dashboards/nightly/matrix.yaml" in steps
+    service = configparser.ConfigParser(interpolation=None, strict=False)
+    service.read(folder / "perfsuite-nightly.service")
+    assert "perfsuite nightly" in service["Service"]["ExecStart"]
+    timer = configparser.ConfigParser(interpolation=None)
+    timer.read(folder / "perfsuite-nightly.timer")
+    assert timer["Timer"]["OnCalendar"].endswith("UTC")
+    subprocess.run(["bash", "-n", str(folder / "slurm.sh")], check=True, timeout=10)
+
+
+def test_the_slurm_script_gives_the_exit_code_of_the_night_on(tmp_path: Path) -> None:
+    program = tmp_path / "venv" / "bin" / "perfsuite"
+    program.parent.mkdir(parents=True)
+    program.write_text('#!/bin/sh\necho "$1 $PERFSUITE_RESULTS"\nexit 4\n')
+    program.chmod(0o755)
+    done = subprocess.run(
+        ["bash", "dashboards/nightly/slurm.sh"], env={"PERFSUITE_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"},
+        capture_output=True, text=True, timeout=20, check=False,
+    )  # fmt: skip
+    assert done.returncode == 4
+    assert done.stdout == f"nightly {tmp_path}/results\n"
+
+
+TINY = """\
+schema: 1
+name: tiny
+model: deepseek-v3.2
+blocks: 2
+arms:
+  fp8: &arm
+    {engine: emulated, checkpoint: deepseek-ai/DeepSeek-V3.2, precision: fp8, gpus: 8, kv_cache_dtype: fp8,
+     parallelism: {tensor: 8}}
+  nvfp4: {<<: *arm, checkpoint: nvidia/DeepSeek-V3.2-NVFP4, precision: nvfp4}
+comparisons: [{baseline: fp8, candidate: nvfp4}]
+workload: {input_tokens: 16, output_tokens: 8}
+load: [{concurrency: 2, requests: 8}]
+"""
+
+
+@pytest.mark.timeout(150)
+def test_the_verb_plays_a_real_night_and_then_has_nothing_left_to_do(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY)
+
+    def nightly() -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "perfsuite", "nightly", "tiny.yaml", "--out", "out"]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
+
+    first = nightly()
+    assert first.returncode == 0, first.stderr
+    assert "tiny (EMULATED) | played" in first.stdout
+    assert "done before" in nightly().stdout
+    assert len(list((tmp_path / "results" / "runs").glob("*/*"))) == 1
+    assert (tmp_path / "out" / "site" / "index.html").exists()
