@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from tests.system import LEFT_OUT, PYPI_ONLY
+
 USER = "perfsuite"
 _START_S = 60
 _numbers = itertools.count()
@@ -23,6 +25,8 @@ _numbers = itertools.count()
 
 def programs() -> Path | None:
     """The folder of initdb and pg_ctl, the newest of Debian's or that of PATH; None without."""
+    if PYPI_ONLY:
+        return None
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: float(path.parts[-3]))
     on_path = shutil.which("initdb")
     return found[-1].parent if found else Path(on_path).parent if on_path else None
@@ -46,7 +50,7 @@ def running_postgres() -> Iterator[str]:
     """The URL of a server without the database's name: url + "/name" with databases made by new_database()."""
     bin_folder, owner = programs(), _owner()
     if bin_folder is None:
-        pytest.skip("no PostgreSQL here: apt-get install postgresql")
+        pytest.skip(f"no PostgreSQL here: apt-get install postgresql{LEFT_OUT}")
     if os.geteuid() == 0 and not owner:
         pytest.skip("PostgreSQL does not run as root, and there is no user postgres or nobody")
     folder = Path(tempfile.mkdtemp(prefix="pg-"))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 import runpy
-import shutil
 import socket
 import subprocess
 import time
@@ -28,6 +27,7 @@ from perfsuite.dashboard import metrics_page
 from perfsuite.store.annotations import add_annotation
 from tests.demo_site import FAILED_NIGHT, FIRST_BAD_NIGHT, INVALID_NIGHT, SWEEP, copy_runs, unpack
 from tests.postgres import new_database, running_postgres
+from tests.system import LEFT_OUT, which
 
 FOLDER = Path("dashboards/grafana")
 NIGHT_BEFORE = "20261030T020000.000Z-demo-nightly-demo"
@@ -180,8 +180,8 @@ def free_port() -> int:
 @pytest.fixture(scope="module")
 def prometheus(results: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a Prometheus that holds the newest runs, with the times that they had."""
-    if shutil.which("prometheus") is None or shutil.which("promtool") is None:
-        pytest.skip("no Prometheus here: apt-get install prometheus")
+    if which("prometheus") is None or which("promtool") is None:
+        pytest.skip(f"no Prometheus here: apt-get install prometheus{LEFT_OUT}")
     folder = tmp_path_factory.mktemp("prometheus")
     (folder / "runs.txt").write_text(metrics_page(results))
     command = ["promtool", "tsdb", "create-blocks-from", "openmetrics", "runs.txt", "data"]
@@ -258,8 +258,8 @@ tests:
 
 
 def test_the_alert_rules_fire_on_measured_drops_only(tmp_path: Path) -> None:
-    if shutil.which("promtool") is None:
-        pytest.skip("no promtool here: apt-get install prometheus")
+    if which("promtool") is None:
+        pytest.skip(f"no promtool here: apt-get install prometheus{LEFT_OUT}")
     rules = yaml.safe_load((FOLDER / "alerts.yml").read_text())
     for rule in rules["groups"][0]["rules"]:
         assert {"summary", "description"} <= set(rule["annotations"])

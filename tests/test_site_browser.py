@@ -18,14 +18,15 @@ from perfsuite.report.json import summary_json
 from perfsuite.report.site import site_files
 from perfsuite.results import load_run
 from tests.demo_site import FIRST_BAD_NIGHT, INVALID_NIGHT, SWEEP, copy_runs, unpack
+from tests.system import LEFT_OUT, which
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-CHROMIUM = shutil.which("chromium")
+CHROMIUM = which("chromium")
 pytestmark = [
     pytest.mark.timeout(240),  # the first test builds the site of 62 runs
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium"),
+    pytest.mark.skipif(CHROMIUM is None, reason=f"needs Debian's chromium{LEFT_OUT}"),
     pytest.mark.skipif(find_spec("playwright") is None, reason="needs playwright (dependency group dev)"),
 ]
 VIEWS = ("overview", "pareto", "compare", "trend", "timeline", "run", "nights")
