@@ -13,7 +13,7 @@ quickstart: $(VENV)/.runtime  ## compare NVFP4 with FP8 on the embedded engine (
 	$(BIN)/perfsuite run scenarios/quickstart.yaml
 
 test: $(VENV)/.dev  ## all tests that need PyPI only; prints what was not run
-	PERFSUITE_REQUIRE=pypi $(BIN)/python -m pytest -n 2 --dist loadfile
+	PERFSUITE_REQUIRE=pypi $(BIN)/python -m pytest
 
 check: $(VENV)/.dev lint  ## formatting, lint, types, layers, tests
 	$(BIN)/python -m pytest
