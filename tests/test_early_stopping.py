@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from perfsuite.analysis.early_stopping import count_against_limit, limit_counts, num_requests_needed, percentile_bound
-from perfsuite.analysis.metrics import request_columns
+from perfsuite.analysis.request_columns import request_columns
 from perfsuite.scenario.schema import Slo
 from tests.made_run import request, requests_table
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from perfsuite.analysis.chunks import read_chunks, scan_chunks
-from perfsuite.analysis.metrics import METRICS, min_samples, percentile_or_note, request_columns
+from perfsuite.analysis.metrics import METRICS, min_samples, percentile_or_note
+from perfsuite.analysis.request_columns import request_columns
 from perfsuite.analysis.steady import Window
 from perfsuite.analysis.summary import summarise
 from perfsuite.records import RequestRecord

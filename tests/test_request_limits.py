@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from perfsuite.analysis.accounting import account
-from perfsuite.analysis.metrics import request_columns
+from perfsuite.analysis.request_columns import request_columns
 from perfsuite.analysis.steady import Window, in_progress, mean_in_flight, mean_in_progress, steady_window
 from perfsuite.analysis.summary import TrialSummary, summarise
 from perfsuite.errors import StoreError

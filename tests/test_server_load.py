@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from perfsuite.analysis.metrics import request_columns
+from perfsuite.analysis.request_columns import request_columns
 from perfsuite.analysis.server_load import ServerLoad, read_server_series, server_load
 from perfsuite.analysis.steady import Window
 from perfsuite.records import SERVER_METRICS_SCHEMA

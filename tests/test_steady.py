@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from perfsuite.analysis.metrics import request_columns
+from perfsuite.analysis.request_columns import request_columns
 from perfsuite.analysis.steady import Window, in_flight, mean_in_flight, mser5_cut_ratio, steady_window
 from perfsuite.analysis.within_run import within_run_intervals
 from perfsuite.records import RequestRecord

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from perfsuite.analysis.metrics import MISSING_NS, Flags, RequestColumns
+from perfsuite.analysis.request_columns import MISSING_NS, Flags, RequestColumns
 from perfsuite.records import OUTCOMES
 
 NOT_JUDGED = ("unsent", "cancelled", "cancelled_as_planned")  # outcomes that are perfsuite's doing, not the server's

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from perfsuite.analysis.metrics import Floats
+from perfsuite.analysis.request_columns import Floats
 from perfsuite.analysis.stats import two_sided_p
 
 MIN_POINTS = 15  # of a series; a shorter one has no change points

@@ -16,7 +16,7 @@ import numpy as np
 
 from perfsuite.analysis.accounting import Accounting
 from perfsuite.analysis.chunks import ChunkScan
-from perfsuite.analysis.metrics import SERVER_GONE, Floats, RequestColumns
+from perfsuite.analysis.request_columns import SERVER_GONE, Floats, RequestColumns
 from perfsuite.analysis.server_checks import CACHE_HITS_INVALID_RATIO, server_doubts
 from perfsuite.analysis.steady import Window, in_flight
 from perfsuite.records import ClientAudit, ServerFacts, TrialFacts

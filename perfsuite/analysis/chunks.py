@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from perfsuite.analysis.gap_counts import GapCounter, GapCounts
-from perfsuite.analysis.metrics import (
+from perfsuite.analysis.request_columns import (
     Flags,
     Floats,
     Ints,

@@ -15,7 +15,7 @@ import numpy as np
 
 from perfsuite.analysis.energy import Energy
 from perfsuite.analysis.gpu_samples import Telemetry
-from perfsuite.analysis.metrics import Floats, Ints
+from perfsuite.analysis.request_columns import Floats, Ints
 from perfsuite.analysis.steady import Window
 from perfsuite.scenario.arm import Arm
 from perfsuite.scenario.schema import TelemetrySettings

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from perfsuite.analysis.metrics import Floats
+from perfsuite.analysis.request_columns import Floats
 
 MAX_BRIDGED_GAP_S = 1.0
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from perfsuite.analysis.metrics import Flags, Floats, RequestColumns
+from perfsuite.analysis.request_columns import Flags, Floats, RequestColumns
 from perfsuite.scenario.schema import Slo
 
 CONFIDENCE = 0.99

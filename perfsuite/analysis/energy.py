@@ -21,7 +21,7 @@ from perfsuite.analysis.counter import (
     resets,
 )
 from perfsuite.analysis.gpu_samples import Telemetry
-from perfsuite.analysis.metrics import Flags, Floats
+from perfsuite.analysis.request_columns import Flags, Floats
 from perfsuite.analysis.steady import Window
 
 MIN_PERIODS = 2  # windows shorter than this many refresh periods have no energy

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from perfsuite.analysis.metrics import Floats
 from perfsuite.analysis.pareto import frontier, read_at_crossing, read_off
+from perfsuite.analysis.request_columns import Floats
 from perfsuite.analysis.stats import ALPHA, t_quantile
 
 LEVEL_SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the way from end to end of the common range of interactivity

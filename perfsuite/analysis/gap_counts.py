@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from perfsuite.analysis.metrics import Floats, Ints, min_samples, too_few
+from perfsuite.analysis.metrics import min_samples, too_few
+from perfsuite.analysis.request_columns import Floats, Ints
 
 COUNTED_US = 2**17  # gaps from 0 to 131 ms are counted, longer ones kept
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from perfsuite.analysis.metrics import Flags, Floats, Ints
+from perfsuite.analysis.request_columns import Flags, Floats, Ints
 
 COLUMNS = (
     "energy_j", "power_w", "power_limit_w", "memory_used_bytes", "memory_reserved_bytes", "memory_total_bytes",

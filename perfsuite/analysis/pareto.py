@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from perfsuite.analysis.metrics import Floats
+from perfsuite.analysis.request_columns import Floats
 
 
 def frontier(x: Sequence[float], y: Sequence[float]) -> tuple[int, ...]:

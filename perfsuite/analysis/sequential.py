@@ -20,7 +20,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from perfsuite.analysis.metrics import METRICS, Floats
+from perfsuite.analysis.metrics import METRICS
+from perfsuite.analysis.request_columns import Floats
 from perfsuite.analysis.stats import ALPHA, MIN_PAIRS, PairedRatio, Verdict, decide
 
 SETTLED = ("better", "worse", "equivalent")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from perfsuite.analysis.answers import nonsense, preflight_of
-from perfsuite.analysis.metrics import RequestColumns
+from perfsuite.analysis.request_columns import RequestColumns
 from perfsuite.records import ServerFacts
 from perfsuite.scenario.arm import Arm
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from perfsuite.analysis.metrics import Floats, RequestColumns
+from perfsuite.analysis.request_columns import Floats, RequestColumns
 from perfsuite.analysis.steady import Window
 from perfsuite.dialects.server_metrics import SERVER_METRICS, put_together
 from perfsuite.records import TrialFacts

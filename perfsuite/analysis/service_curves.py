@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from perfsuite.analysis.equal_service import Curve, EqualService, equal_service
-from perfsuite.analysis.metrics import Floats
+from perfsuite.analysis.request_columns import Floats
 from perfsuite.analysis.summary import RunSummary, TrialSummary
 from perfsuite.scenario.plan import LoadPoint
 

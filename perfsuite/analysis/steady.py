@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from perfsuite.analysis.metrics import MISSING_NS, Floats, Ints, RequestColumns
+from perfsuite.analysis.request_columns import MISSING_NS, Floats, Ints, RequestColumns
 from perfsuite.scenario.plan import LoadPoint
 
 IN_FLIGHT_RATIO = 0.95

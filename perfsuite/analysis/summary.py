@@ -26,7 +26,7 @@ from perfsuite.analysis.conditions import (
 from perfsuite.analysis.early_stopping import LimitCount, limit_counts
 from perfsuite.analysis.energy import Energy, energy_over, idle_power_w, memory_used_by_gpu, with_idle
 from perfsuite.analysis.gpu_samples import Telemetry, read_telemetry
-from perfsuite.analysis.metrics import Flags, Floats, RequestColumns, request_columns
+from perfsuite.analysis.request_columns import Flags, Floats, RequestColumns, request_columns
 from perfsuite.analysis.server_load import ServerLoad, ServerSeries, read_server_series, server_load
 from perfsuite.analysis.steady import Window, mean_in_flight, mean_in_progress, mser5_cut_ratio, steady_window
 from perfsuite.analysis.trial_metrics import TrialData, trial_metrics
@@ -223,8 +223,7 @@ def _summarise_trial(
         arm=arm, server=server,
     )  # fmt: skip
     samples, energy = _energy(scenario, facts, samples, window, block)
-    if (required := requires_power(scenario.telemetry, energy, num_gpus=arm.gpus)) is not None:
-        reasons = (*reasons, Reason(code="power_required", severity="invalid", detail=required))
+    reasons += _power_reasons(scenario, energy, num_gpus=arm.gpus)
     data = TrialData(
         arm=arm, slo=scenario.slo, price_usd_per_gpu_hour=scenario.price_usd_per_gpu_hour,
         columns=columns, window=window, window_note=window_note, scan=scan,
@@ -232,14 +231,8 @@ def _summarise_trial(
     )  # fmt: skip
     metrics, notes = trial_metrics(data)
     is_counted = columns.is_measured & columns.is_ok
-    audit = facts.audit
     return TrialSummary(
-        trial=facts.trial,
-        block=facts.block,
-        arm=facts.arm,
-        comparison=facts.comparison,
-        pair=facts.pair,
-        load_point=facts.load_point,
+        **_place_in_plan(facts),
         emulated=server.emulated if server is not None else arm.engine == "emulated",
         metrics=metrics,
         notes=notes,
@@ -260,8 +253,8 @@ def _summarise_trial(
         input_tokens_ratio=_input_tokens_ratio(requests, columns, is_counted),
         prompts_digest=_prompts_digest(requests, columns),
         step_slip_ratio=step_slip_ratio(facts.engine_stats),
-        steal_ratio=audit.steal_ratio if audit is not None else None,
-        client_cpu_ratio=audit.busiest_core_ratio if audit is not None else None,
+        steal_ratio=facts.audit.steal_ratio if facts.audit is not None else None,
+        client_cpu_ratio=facts.audit.busiest_core_ratio if facts.audit is not None else None,
         is_overloaded=is_overloaded(point, columns, window),
         within_run=latency_intervals(columns, is_counted),
         limit_counts=limit_counts(scenario.slo, columns, is_counted),
@@ -270,6 +263,17 @@ def _summarise_trial(
         server_load=server_load(told, facts, window, columns),
         conditions=conditions_over(samples, window),
     )
+
+
+def _place_in_plan(facts: TrialFacts) -> dict[str, Any]:
+    names = ("trial", "block", "arm", "comparison", "pair", "load_point")
+    return {name: getattr(facts, name) for name in names}
+
+
+def _power_reasons(scenario: Scenario, energy: Energy, *, num_gpus: int) -> tuple[Reason, ...]:
+    """Why a trial that must have energy is invalid without it."""
+    lack = requires_power(scenario.telemetry, energy, num_gpus=num_gpus)
+    return () if lack is None else (Reason(code="power_required", severity="invalid", detail=lack),)
 
 
 def _energy(

@@ -11,7 +11,8 @@ from perfsuite.analysis.accounting import NOT_JUDGED
 from perfsuite.analysis.chunks import ChunkScan
 from perfsuite.analysis.energy import Energy, mean_power_w, memory_used_bytes
 from perfsuite.analysis.gpu_samples import Telemetry
-from perfsuite.analysis.metrics import METRICS, Flags, Floats, RequestColumns, percentile_or_note
+from perfsuite.analysis.metrics import METRICS, percentile_or_note
+from perfsuite.analysis.request_columns import Flags, Floats, RequestColumns
 from perfsuite.analysis.steady import Window, time_shares_s
 from perfsuite.records import ServerFacts
 from perfsuite.scenario.arm import Arm

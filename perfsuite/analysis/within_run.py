@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from perfsuite.analysis.metrics import Flags, Floats, Ints, RequestColumns, min_samples
+from perfsuite.analysis.metrics import min_samples
+from perfsuite.analysis.request_columns import Flags, Floats, Ints, RequestColumns
 
 NUM_RESAMPLES = 200
 MAX_SAMPLES = 10_000  # longer series are thinned evenly: the interval is then a little too wide

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from perfsuite.analysis.compare import ComparisonResult
-from perfsuite.analysis.metrics import METRICS, request_columns
+from perfsuite.analysis.metrics import METRICS
+from perfsuite.analysis.request_columns import request_columns
 from perfsuite.analysis.summary import RunSummary, TrialSummary
 
 _LISTS = ("chunk_delta_us", "chunk_tokens", "chunk_read_events")

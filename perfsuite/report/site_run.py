@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from perfsuite.analysis.metrics import MISSING_NS, Floats, Ints, RequestColumns, request_columns
+from perfsuite.analysis.request_columns import MISSING_NS, Floats, Ints, RequestColumns, request_columns
 from perfsuite.report.site_timeline import timeline_data, tokens_over_time
 from perfsuite.report.site_views import comparisons_of
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from perfsuite.analysis.metrics import MISSING_NS, Floats, Ints, RequestColumns, as_list_array, list_lengths
+from perfsuite.analysis.request_columns import MISSING_NS, Floats, Ints, RequestColumns, as_list_array, list_lengths
 
 MAX_BINS = 1500
 MIN_BIN_S = 0.25
