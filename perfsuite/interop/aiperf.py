@@ -13,6 +13,12 @@ import numpy as np
 
 from perfsuite.analysis.metrics import percentile_or_note
 from perfsuite.interop.imported import (
+    FIRST_CHUNK_TOKENS,
+    FROM_SCHEDULED,
+    IN_STEADY_WINDOW,
+    TO_STREAM_END,
+    TTFT_P99_FROM_SCHEDULED,
+    WITH_RAMP,
     ImportedResult,
     ImportedValue,
     Parsed,
@@ -35,21 +41,21 @@ TRANSLATIONS: dict[str, Translation] = {
         definition=f"first chunk with content, {_SENT}",
         same={"p50": "ttft_send_p50_s"},
         near={"p99": "ttft_p99_s"},
-        caveat="perfsuite's ttft_p99_s counts from the scheduled time",
+        caveat=TTFT_P99_FROM_SCHEDULED,
     ),
     "time_to_first_output_token": Translation(
         unit="s",
         scale=1e-3,
         definition=f"first chunk with content that is not reasoning, {_SENT}",
         near={"p50": "ttfo_p50_s"},
-        caveat="perfsuite counts from the scheduled time",
+        caveat=FROM_SCHEDULED,
     ),
     "inter_token_latency": Translation(
         unit="s",
         scale=1e-3,
         definition="(request latency − time to first token) / (output tokens − 1): the TPOT of other tools",
         same={"p50": "tpot_p50_s", "p99": "tpot_p99_s"},
-        caveat="perfsuite takes off the tokens of the first chunk where they are told, here it is always one",
+        caveat=FIRST_CHUNK_TOKENS,
     ),
     "inter_chunk_latency": Translation(
         unit="s",
@@ -63,7 +69,7 @@ TRANSLATIONS: dict[str, Translation] = {
         scale=1e-3,
         definition=f"last chunk, {_SENT}",
         near={"p50": "e2e_p50_s", "p99": "e2e_p99_s"},
-        caveat="perfsuite counts from the scheduled time to the end of the stream",
+        caveat=TO_STREAM_END,
     ),
     "output_token_throughput_per_user": Translation(
         unit="tok/s/user",
@@ -74,19 +80,19 @@ TRANSLATIONS: dict[str, Translation] = {
         unit="tok/s",
         definition=f"output tokens (reasoning included) / duration, {_RUN}",
         same={"mean": "output_tps_run"},
-        caveat="ramp and drain are in it, as in output_tps_run",
+        caveat=WITH_RAMP,
     ),
     "request_throughput": Translation(
         unit="req/s",
         definition=f"answered requests / duration, {_RUN}",
         near={"mean": "request_rate_per_s"},
-        caveat="perfsuite counts in the steady window",
+        caveat=IN_STEADY_WINDOW,
     ),
     "goodput": Translation(
         unit="req/s",
         definition=f"requests within the limits / duration, {_RUN}",
         near={"mean": "goodput_per_s"},
-        caveat="perfsuite counts in the steady window",
+        caveat=IN_STEADY_WINDOW,
     ),
 }
 _COUNTS = ("request_count", "error_request_count", "benchmark_duration", "total_isl", "total_osl")

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from perfsuite.interop.imported import (
+    FROM_SCHEDULED,
+    TTFT_P99_FROM_SCHEDULED,
     Fact,
     ImportedResult,
     ImportedValue,
@@ -32,14 +34,14 @@ TRANSLATIONS: dict[str, Translation] = {
         definition=f"first token, {_SENT}",
         same={"p50": "ttft_send_p50_s"},
         near={"p99": "ttft_p99_s"},
-        caveat="perfsuite's ttft_p99_s counts from the scheduled time",
+        caveat=TTFT_P99_FROM_SCHEDULED,
     ),
     "time_to_first_output_token_ms": Translation(
         unit="s",
         scale=1e-3,
         definition=f"first token that is not reasoning, {_SENT}",
         near={"p50": "ttfo_p50_s"},
-        caveat="perfsuite counts from the scheduled time",
+        caveat=FROM_SCHEDULED,
     ),
     "time_per_output_token_ms": Translation(
         unit="s",
@@ -59,7 +61,7 @@ TRANSLATIONS: dict[str, Translation] = {
         unit="s",
         definition=f"end of the request, {_SENT}",
         near={"p50": "e2e_p50_s", "p99": "e2e_p99_s"},
-        caveat="perfsuite counts from the scheduled time",
+        caveat=FROM_SCHEDULED,
     ),
     "output_tokens_per_second": Translation(
         unit="tok/s",

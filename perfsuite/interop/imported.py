@@ -19,6 +19,15 @@ SCHEMA = "imported/1"
 Fact = str | int | float | bool | None
 
 
+# What several tools differ in.
+FROM_SCHEDULED = "perfsuite counts from the scheduled time"
+TTFT_P99_FROM_SCHEDULED = "perfsuite's ttft_p99_s counts from the scheduled time"
+TO_STREAM_END = "perfsuite counts from the scheduled time to the end of the stream"
+IN_STEADY_WINDOW = "perfsuite counts in the steady window"
+FIRST_CHUNK_TOKENS = "perfsuite takes off the tokens of the first chunk where they are told, here it is always one"
+WITH_RAMP = "ramp and drain are in it, as in output_tps_run"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Translation:
     """How a value of a tool is read.

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import re
 
-from perfsuite.interop.imported import Fact, ImportedResult, ImportedValue, Parsed, Translation, value_of
+from perfsuite.interop.imported import (
+    IN_STEADY_WINDOW,
+    Fact,
+    ImportedResult,
+    ImportedValue,
+    Parsed,
+    Translation,
+    value_of,
+)
 
 _RANK = "LoadGen takes the nearest rank, perfsuite interpolates"
 _LATENCY = Translation(
@@ -38,7 +46,7 @@ _SAMPLES = Translation(
     unit="req/s",
     definition="completed samples / time until the last is complete",
     near={"run": "request_rate_per_s"},
-    caveat="perfsuite counts in the steady window",
+    caveat=IN_STEADY_WINDOW,
 )
 _LINES: tuple[tuple[str, str, Translation], ...] = (
     ("latency", r"{} latency \(ns\)", _LATENCY),

@@ -10,6 +10,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from perfsuite.interop.imported import (
+    FIRST_CHUNK_TOKENS,
+    IN_STEADY_WINDOW,
+    TO_STREAM_END,
+    TTFT_P99_FROM_SCHEDULED,
+    WITH_RAMP,
     ImportedResult,
     ImportedValue,
     Parsed,
@@ -43,14 +48,14 @@ LATENCIES: dict[str, Translation] = {
         definition=_TTFT,
         same={"p50": "ttft_send_p50_s"},
         near={"p99": "ttft_p99_s"},
-        caveat="perfsuite's ttft_p99_s counts from the scheduled time",
+        caveat=TTFT_P99_FROM_SCHEDULED,
     ),
     "tpot": Translation(
         unit="s",
         scale=1e-3,
         definition=_TPOT,
         same={"p50": "tpot_p50_s", "p99": "tpot_p99_s"},
-        caveat="perfsuite takes off the tokens of the first chunk where they are told, here it is always one",
+        caveat=FIRST_CHUNK_TOKENS,
     ),
     "itl": Translation(
         unit="s",
@@ -64,7 +69,7 @@ LATENCIES: dict[str, Translation] = {
         scale=1e-3,
         definition=_E2E,
         near={"p50": "e2e_p50_s", "p99": "e2e_p99_s"},
-        caveat="perfsuite counts from the scheduled time to the end of the stream",
+        caveat=TO_STREAM_END,
     ),
 }
 _RATES: dict[str, Translation] = {
@@ -72,7 +77,7 @@ _RATES: dict[str, Translation] = {
         unit="tok/s",
         definition=f"output tokens of successful requests / duration, {_PER_S}",
         same={"run": "output_tps_run"},
-        caveat="ramp and drain are in it, as in output_tps_run",
+        caveat=WITH_RAMP,
     ),
     "total_token_throughput": Translation(
         unit="tok/s",
@@ -83,13 +88,13 @@ _RATES: dict[str, Translation] = {
         unit="req/s",
         definition=f"successful requests / duration, {_PER_S}",
         near={"run": "request_rate_per_s"},
-        caveat="perfsuite counts in the steady window",
+        caveat=IN_STEADY_WINDOW,
     ),
     "request_goodput": Translation(
         unit="req/s",
         definition=f"successful requests within the given limits / duration, {_PER_S}",
         near={"run": "goodput_per_s"},
-        caveat="perfsuite counts in the steady window",
+        caveat=IN_STEADY_WINDOW,
     ),
 }
 TRANSLATIONS = LATENCIES | _RATES
