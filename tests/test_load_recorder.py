@@ -13,7 +13,7 @@ from perfsuite.dialects import DIALECTS
 from perfsuite.load.answer import read_live
 from perfsuite.load.audit import Auditor
 from perfsuite.load.connection import NO_STAMP, Exchange
-from perfsuite.load.recorder import EXCHANGES_PER_BATCH, Recorder
+from perfsuite.load.recorder import EXCHANGES_PER_BATCH, LATEST_DECODE_NS, RECORDS_PER_APPEND, Recorder
 from perfsuite.load.requests import BuiltRequest
 from perfsuite.records import ClientAudit, RequestRecord
 from tests.plays import ListSink, order
@@ -163,3 +163,16 @@ def test_an_error_of_ours_costs_one_record_and_not_those_of_the_others() -> None
     broken.kernel += b"x"  # not whole stamps
     records, _ = recorded([read_by_read(0), broken, read_by_read(2)], together=True)
     assert [record.outcome for record in records] == ["ok", "client_internal", "ok"]
+
+
+def test_a_play_that_never_pauses_does_not_run_away_from_its_records() -> None:
+    num, sink, offset = 20 * RECORDS_PER_APPEND, ListSink(), clock()
+    auditor = Auditor(offset)
+    recorder = Recorder(order(num, concurrency=1), sink, dialect=VLLM, offset=offset, auditor=auditor)
+    exchanges = [one_read(index) for index in range(num)]
+    for exchange in exchanges:
+        recorder.add(exchange)
+    recorder.catch_up(exchanges[0].t_end_ns + LATEST_DECODE_NS - 1)  # no time is left by the real clock
+    assert not sink.records
+    recorder.catch_up(exchanges[0].t_end_ns + LATEST_DECODE_NS)
+    assert len(sink.records) >= num - EXCHANGES_PER_BATCH - RECORDS_PER_APPEND

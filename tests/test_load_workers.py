@@ -40,7 +40,8 @@ def open_point(**fields: object) -> LoadPoint:
         ([LoadPoint(kind="closed", concurrency=257)], 64, 2),
         ([LoadPoint(kind="closed", concurrency=1), LoadPoint(kind="closed", concurrency=4096)], 64, 16),
         ([LoadPoint(kind="closed", concurrency=4096)], 8, 7),
-        ([LoadPoint(kind="closed", concurrency=4096)], 2, 1),
+        ([LoadPoint(kind="closed", concurrency=4096)], 2, 2),
+        ([LoadPoint(kind="closed", concurrency=256)], 2, 1),
         ([LoadPoint(kind="closed", concurrency=4096)], 1, 1),
         ([open_point(rate_per_s=2000.0)], 64, 4),
         ([open_point(rate_per_s=20.0, max_in_flight=1000)], 64, 4),
@@ -48,7 +49,9 @@ def open_point(**fields: object) -> LoadPoint:
         ([], 64, 1),
     ],
 )
-def test_workers_follow_from_the_load_and_leave_a_core(points: list[LoadPoint], cores: int, expected: int) -> None:
+def test_workers_follow_from_the_load_and_leave_one_of_many_cores(
+    points: list[LoadPoint], cores: int, expected: int
+) -> None:
     assert num_workers(points, cores) == expected
 
 

@@ -7,7 +7,6 @@ else (events, JSON, records) is done by others once the exchange has ended.
 
 from __future__ import annotations
 
-import socket
 import ssl
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -15,10 +14,6 @@ from time import monotonic_ns, sleep
 
 from perfsuite.load.connection import (
     ANCILLARY_BYTES,
-    CLOSED,
-    CONNECTING,
-    HANDSHAKING,
-    IDLE,
     NO_STAMP,
     READ_BYTES,
     RECEIVING,
@@ -27,19 +22,15 @@ from perfsuite.load.connection import (
     ConnectError,
     Connection,
     Exchange,
-    connect_error,
-    handshake,
     receive_tls,
-    start_connecting,
 )
 from perfsuite.load.deadlines import Deadlines, expired
-from perfsuite.load.poller import READ, WRITE, open_poller
+from perfsuite.load.poller import READ, WRITE
+from perfsuite.load.pool import Pool
 from perfsuite.load.wire import WireError
 
-MAX_IDLE_NS = 2_000_000_000  # below every server's keep-alive time-out that we know of (uvicorn: 5 s)
-MAX_OPENED_AHEAD = 512
-OPENS_PER_TURN = 8
 EVENTS_PER_LOOK = 16
+READS_PER_LOOK = 32  # the framing follows a stream as it comes: many that end together would else hold up the others
 QUIET_NS = 50_000_000
 NEVER = 1 << 62
 CROWD = 32  # requests in flight
@@ -53,8 +44,9 @@ class Client:
     on_end     called with each exchange once it ended, whatever way; it may submit the next one
     on_due     called with the time when due_ns has come while many events are handled; it may submit, and sets due_ns
     has_token  tells whether what an exchange received so far holds a token; called only when a time-out is near
-    A connection is used again when the answer ended cleanly, but not after MAX_IDLE_NS of idleness. When the server had
-    closed a re-used one already (Connection.was_closed_before_use), the request goes out once more, on a fresh one.
+    A connection is used again when the answer ended cleanly, but not after MAX_IDLE_NS (see Pool) of idleness. When the
+    server had closed a re-used one already (Connection.was_closed_before_use), the request goes out once more, on a
+    fresh one.
     """
 
     def __init__(
@@ -66,24 +58,17 @@ class Client:
         on_due: Callable[[int], object],
         has_token: Callable[[Exchange], bool],
     ) -> None:
-        self._address = address
+        self._is_tls = address.tls is not None
         self._deadlines = deadlines
         self._on_end = on_end
         self._on_due = on_due
         self.due_ns = NEVER
-        self._num_to_open = 0
         self._is_crowded = False
         self._has_token = has_token
-        self._poller = open_poller()
-        self._connections: dict[int, Connection] = {}
-        self._idle: list[Connection] = []
+        self.pool = Pool(address, on_open=self._free, on_refused=self._refused)
         self._waiting: deque[Exchange] = deque()
         self._ended: deque[Exchange] = deque()
-        self._to_close: list[socket.socket] = []
-        self.num_opening = self.num_opened = self.max_open = self.num_in_flight = 0
-        self.first_refusal_ns: int | None = None
-        self.last_refusal_ns = 0
-        self.last_refusal = ""  # its outcome
+        self.num_in_flight = 0
         self.server_closes = False
 
     # --- what the driver calls ---
@@ -91,13 +76,13 @@ class Client:
     def submit(self, exchange: Exchange) -> None:
         """Send a request now, or as soon as a connection is open."""
         self.num_in_flight += 1
-        connection = self._pop_idle()
+        connection = self.pool.pop_idle()
         if connection is not None:
             self._start(connection, exchange)
             return
         self._waiting.append(exchange)
-        if self._num_openers() < len(self._waiting):
-            self._open()
+        if self.pool.num_openers < len(self._waiting):
+            self.pool.open()
 
     def poll(self, until_ns: int) -> bool:
         """Handle events until until_ns (0: once, without waiting) or until a request ended. True: there were some."""
@@ -106,7 +91,7 @@ class Client:
         while True:
             if self._is_crowded and until_ns and not has_ended:
                 self._nap(until_ns)
-            ready = self._poller.wait(0 if has_ended else until_ns)
+            ready = self.pool.poller.wait(0 if has_ended else until_ns)
             self._is_crowded = self.num_in_flight >= CROWD and 0 < len(ready) < CROWD
             has_ended = self._handle(ready) or has_ended
             had_events = had_events or bool(ready)
@@ -129,12 +114,11 @@ class Client:
             has_ended = self._handle_some(ready[start : start + EVENTS_PER_LOOK]) or has_ended
         if self._ended:
             self.hand_over()
-        while self._to_close:
-            self._to_close.pop().close()
+        self.pool.let_go()
         return has_ended
 
     def _handle_some(self, ready: list[tuple[int, int]]) -> bool:
-        connections = self._connections
+        connections = self.pool.by_fd
         has_ended = False
         for fd, mask in ready:
             connection = connections.get(fd)
@@ -150,176 +134,67 @@ class Client:
         return has_ended
 
     def ensure_ahead(self, num: int) -> None:
-        """Have `num` connections idle or about to be, beyond those that requests wait for; open_some opens them."""
-        missing = min(num, MAX_OPENED_AHEAD) + len(self._waiting) - len(self._idle) - self.num_opening
-        self._num_to_open = missing if self.first_refusal_ns is None else 0
-
-    def open_some(self) -> bool:
-        """Open connections ahead of need, OPENS_PER_TURN at most. True while some are missing or being opened."""
-        for _ in range(min(self._num_to_open, OPENS_PER_TURN)):
-            self._num_to_open -= 1
-            self._open()
-        return self._num_to_open > 0 or self.num_opening > 0
+        """See Pool."""
+        self.pool.ensure_ahead(num, len(self._waiting))
 
     def scan(self, now: int) -> None:
         """End what has run out of time. To be called every tenth of a second or so."""
         deadlines = self._deadlines
-        for _ in range(len(self._waiting) - self._num_openers()):
-            self._open()  # each one serves or fails a request that waits, so none waits for ever
-        for connection in list(self._connections.values()):
+        for _ in range(len(self._waiting) - self.pool.num_openers):
+            self.pool.open()  # each one serves or fails a request that waits, so none waits for ever
+        self.pool.scan(now, deadlines.connect_ns)
+        for connection in [c for c in self.pool.by_fd.values() if c.state in (SENDING, RECEIVING)]:
             exchange = connection.exchange
-            if connection.state in (CONNECTING, HANDSHAKING):
-                if now - connection.t_open_ns > deadlines.connect_ns:
-                    what = "connecting" if connection.state == CONNECTING else "the TLS handshake"
-                    self._connect_failed(connection, ConnectError("connect_timeout", f"no answer to {what}"))
-            elif exchange is not None:
-                outcome = expired(exchange, now, deadlines, has_token=self._has_token)
-                if outcome is not None:
-                    self._abandon(connection, exchange, outcome, "")
-                elif connection.state == RECEIVING and exchange.user_ns and now - exchange.user_ns[-1] > QUIET_NS:
-                    self._follow(connection, exchange)  # what is behind an end that nobody asked for, or not HTTP
-            elif now - connection.t_idle_ns > MAX_IDLE_NS:
-                self._idle.remove(connection)
-                self._close(connection)
+            assert exchange is not None
+            outcome = expired(exchange, now, deadlines, has_token=self._has_token)
+            if outcome is not None:
+                self._abandon(connection, exchange, outcome, "")
+            elif connection.state == RECEIVING and exchange.user_ns and now - exchange.user_ns[-1] > QUIET_NS:
+                self._follow(connection, exchange)  # what is behind an end that nobody asked for, or not HTTP
 
     def end_all(self, outcome: str, detail: str) -> None:
         """End every request now, those without a connection as "unsent"."""
         while self._waiting:
             self._fail(self._waiting.popleft(), "unsent", detail)
-        for connection in list(self._connections.values()):
+        for connection in list(self.pool.by_fd.values()):
             if connection.exchange is not None:
                 self._abandon(connection, connection.exchange, outcome, detail)
 
     def live_exchanges(self) -> Iterator[Exchange]:
         """Requests that are on a connection."""
-        return (c.exchange for c in self._connections.values() if c.exchange is not None)
+        return (c.exchange for c in self.pool.by_fd.values() if c.exchange is not None)
 
     def close(self) -> None:
         """Close every socket. Requests in flight are forgotten: end_all first."""
-        for connection in self._connections.values():
-            connection.sock.close()
-        self._connections.clear()
-        for sock in self._to_close:
-            sock.close()
-        self._poller.close()
+        self.pool.close_all()
 
     def hand_over(self) -> None:
         """Call on_end for everything that ended since."""
         while self._ended:
             self._on_end(self._ended.popleft())
 
-    # --- connections ---
-
-    def _open(self, exchange: Exchange | None = None) -> None:
-        """Open a connection, for whoever waits longest, or for one exchange only."""
-        try:
-            connection = start_connecting(self._address)
-        except ConnectError as error:
-            self._note_refusal(error, exchange)
-            return
-        connection.exchange = exchange
-        self.num_opening, self.num_opened = self.num_opening + 1, self.num_opened + 1
-        self._connections[connection.fd] = connection
-        self.max_open = max(self.max_open, len(self._connections))
-        self._poller.register(connection.fd, WRITE)
-
-    def _num_openers(self) -> int:
-        """Connections being opened for whoever waits; those reserved for one exchange are not among them."""
-        if not self.num_opening:
-            return 0
-        opening = (c for c in self._connections.values() if c.state in (CONNECTING, HANDSHAKING))
-        return sum(1 for connection in opening if connection.exchange is None)
-
-    def _pop_idle(self) -> Connection | None:
-        """The idle connection used last; those idle for too long are closed."""
-        while self._idle:
-            connection = self._idle.pop()
-            if monotonic_ns() - connection.t_idle_ns <= MAX_IDLE_NS:
-                return connection
-            self._close(connection)
-        return None
-
-    def _close(self, connection: Connection) -> None:
-        """Forget a connection; its descriptor stays taken until the batch of events is through."""
-        if connection.state in (CONNECTING, HANDSHAKING):
-            self.num_opening -= 1
-        connection.state = CLOSED
-        connection.exchange = None
-        self._poller.unregister(connection.fd)
-        del self._connections[connection.fd]
-        self._to_close.append(connection.sock)
+    # --- one connection ---
 
     def _advance(self, connection: Connection, mask: int) -> None:
         """An event on a connection that is not simply receiving."""
-        if connection.state == SENDING:
-            if mask & WRITE:
-                self._send(connection, connection.unsent)
-            if mask & ~WRITE and connection.state in (SENDING, RECEIVING):
-                self._receive(connection)
-        elif connection.state == IDLE:
-            self._idle.remove(connection)
-            self._close(connection)
-        elif connection.state == CONNECTING:
-            self._connected(connection)
-        elif connection.state == HANDSHAKING:
-            self._shake_hands(connection)
-
-    def _connected(self, connection: Connection) -> None:
-        number = connection.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if number:
-            self._connect_failed(connection, connect_error(number))
+        if connection.state != SENDING:
+            self.pool.advance(connection)
             return
-        tls = self._address.tls
-        if tls is None:
-            self._opened(connection)
-            return
-        self._poller.unregister(connection.fd)
-        connection.sock = tls.wrap_socket(
-            connection.sock, server_hostname=self._address.host, do_handshake_on_connect=False
-        )
-        self._poller.register(connection.fd, READ)
-        connection.state = HANDSHAKING
-        self._shake_hands(connection)
-
-    def _shake_hands(self, connection: Connection) -> None:
-        try:
-            wanted = handshake(connection)
-        except ConnectError as error:
-            self._connect_failed(connection, error)
-            return
-        if wanted:
-            self._poller.modify(connection.fd, wanted)
-        else:
-            self._opened(connection)
-
-    def _opened(self, connection: Connection) -> None:
-        self.num_opening -= 1
-        self.first_refusal_ns = None
-        connection.connect_ns = monotonic_ns() - connection.t_open_ns
-        connection.state = IDLE
-        self._poller.modify(connection.fd, READ)
-        self._free(connection)
+        if mask & WRITE:
+            self._send(connection, connection.unsent)
+        if mask & ~WRITE and connection.state in (SENDING, RECEIVING):
+            self._receive(connection)
 
     def _free(self, connection: Connection) -> None:
-        """Give a usable connection to the request that waits longest, or keep it."""
+        """Give a usable connection to its own request or the one that waits longest, or keep it."""
         exchange = connection.exchange or (self._waiting.popleft() if self._waiting else None)
         if exchange is not None:
             self._start(connection, exchange)
-            return
-        connection.state = IDLE
-        connection.t_idle_ns = monotonic_ns()
-        self._idle.append(connection)
+        else:
+            self.pool.keep(connection)
 
-    def _connect_failed(self, connection: Connection, error: ConnectError) -> None:
-        exchange = connection.exchange
-        self._close(connection)
-        self._note_refusal(error, exchange)
-
-    def _note_refusal(self, error: ConnectError, exchange: Exchange | None) -> None:
+    def _refused(self, error: ConnectError, exchange: Exchange | None) -> None:
         """One request fails for each connection that could not be opened: its own, or the one that waits longest."""
-        self.last_refusal_ns, self.last_refusal = monotonic_ns(), error.outcome
-        if self.first_refusal_ns is None:
-            self.first_refusal_ns = self.last_refusal_ns
         if exchange is None and self._waiting:
             exchange = self._waiting.popleft()
         if exchange is not None:
@@ -345,18 +220,18 @@ class Client:
             connection.unsent = data[num_sent:]
             connection.state = SENDING
             if not was_sending:
-                self._poller.modify(connection.fd, READ | WRITE)
+                self.pool.poller.modify(connection.fd, READ | WRITE)
         else:
             connection.state = RECEIVING
             if was_sending:
                 connection.unsent = memoryview(b"")
-                self._poller.modify(connection.fd, READ)
+                self.pool.poller.modify(connection.fd, READ)
 
     def _receive(self, connection: Connection) -> None:
         """One read: stamp, append, and see whether the answer ended."""
         exchange = connection.exchange
         assert exchange is not None
-        if self._address.tls is not None:
+        if self._is_tls:
             self._receive_tls(connection, exchange)
             return
         try:
@@ -376,7 +251,7 @@ class Client:
         exchange.user_ns.append(now)
         exchange.read_ends.append(len(raw))
         exchange.kernel += ancillary[0][2] if ancillary else NO_STAMP
-        if len(raw) >= framer.need and raw.endswith(framer.tail):
+        if (len(raw) >= framer.need and raw.endswith(framer.tail)) or not len(exchange.user_ns) % READS_PER_LOOK:
             self._follow(connection, exchange)
 
     def _receive_tls(self, connection: Connection, exchange: Exchange) -> None:
@@ -402,11 +277,11 @@ class Client:
             self._abandon(connection, exchange, error.outcome, str(error))
             return
         if is_complete:
-            self.first_refusal_ns = None
+            self.pool.first_refusal_ns = None
             self.server_closes = not (exchange.framer.keep_alive and connection.state == RECEIVING)
             connection.exchange = None
             if self.server_closes:
-                self._close(connection)
+                self.pool.close(connection)
             else:
                 self._free(connection)
             self._end(exchange)
@@ -420,17 +295,17 @@ class Client:
             return
         if not is_complete:
             if connection.was_closed_before_use(monotonic_ns()):
-                self._close(connection)
+                self.pool.close(connection)
                 exchange.is_resent = True
                 exchange.t_send_ns = None
-                self._open(exchange)
+                self.pool.open(exchange)
                 return
             exchange.detail = how
-        self._close(connection)
+        self.pool.close(connection)
         self._end(exchange)
 
     def _abandon(self, connection: Connection, exchange: Exchange, outcome: str, detail: str) -> None:
-        self._close(connection)
+        self.pool.close(connection)
         self._fail(exchange, outcome, detail)
 
     def _fail(self, exchange: Exchange, outcome: str, detail: str) -> None:

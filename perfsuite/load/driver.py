@@ -41,6 +41,7 @@ SENDS_PER_TURN = 8
 MIN_AHEAD_REQUESTS = 64
 MAX_AHEAD_REQUESTS = 1024
 BUILT_AHEAD_S = 0.25
+BUILD_NS = 200_000
 _CONNECT_FAILURES = ("connect_refused", "connect_timeout", "tls", "client_internal")
 
 
@@ -161,7 +162,8 @@ class _Player:
     def _report(self, t_start_ns: int) -> PlayReport:
         client = self._client
         audit = self._auditor.finish(
-            num_connections=client.num_opened if client else 0, max_connections=client.max_open if client else 0
+            num_connections=client.pool.num_opened if client else 0,
+            max_connections=client.pool.max_open if client else 0,
         )
         return PlayReport(
             t_start_ns=t_start_ns,
@@ -178,7 +180,7 @@ class _Player:
             self._builder.build_one()
         client.ensure_ahead(self._schedule.num_due_before(monotonic_ns() + AHEAD_NS))
         give_up_ns = monotonic_ns() + PRECONNECT_NS
-        while client.open_some() and monotonic_ns() < give_up_ns:
+        while client.pool.open_some() and monotonic_ns() < give_up_ns:
             client.poll(monotonic_ns() + MEETING_STEP_NS)
 
     def _meet(self, client: Client) -> int:
@@ -195,7 +197,7 @@ class _Player:
                 self._offset.sample()
                 client.scan(now)
                 client.ensure_ahead(num_ahead)
-            client.open_some()
+            client.pool.open_some()
             client.poll(now + MEETING_STEP_NS)
         return monotonic_ns()
 
@@ -203,7 +205,7 @@ class _Player:
         """Send what is due, work on what can wait, handle what is ready. False when the play is over."""
         now = monotonic_ns()
         due_ns = None if self._stopped else self._send_due(now)
-        client.open_some()
+        client.pool.open_some()
         if now >= self._next_tick_ns:
             self._tick(client, now)
         if due_ns is None and client.num_in_flight == 0 and self._is_over():
@@ -215,10 +217,16 @@ class _Player:
         if due_ns is None and self._awaits_others():
             wake_ns = min(wake_ns, now + MEETING_STEP_NS)
         if has_work:  # some of it each time: what arrives meanwhile gathers, as in Client.poll
-            self._builder.build_one() if self._builder.wants_more() else self._recorder.work()
+            self._build_ahead(now + BUILD_NS) if self._builder.wants_more() else self._recorder.work()
         client.poll(0 if has_work else wake_ns)
         self._recorder.catch_up(now)
         return True
+
+    def _build_ahead(self, until_ns: int) -> None:
+        """Build some requests: one a turn would not keep up with a high rate, and building delays what is due."""
+        self._builder.build_one()
+        while self._builder.wants_more() and monotonic_ns() < until_ns:
+            self._builder.build_one()
 
     def _is_over(self) -> bool:
         return self._stopped is not None or self._schedule.num_issued >= len(self._order.specs)
@@ -314,9 +322,9 @@ class _Player:
         if self._cancel_at_ns is not None and now >= self._cancel_at_ns:
             self._cancel_at_ns = None
             client.end_all("cancelled", "drain time over")
-        first = client.first_refusal_ns
-        if first is not None and client.last_refusal_ns - first >= self._server_gone_ns:
-            why = "no_sockets" if client.last_refusal == "client_internal" else "server_gone"
+        first = client.pool.first_refusal_ns
+        if first is not None and client.pool.last_refusal_ns - first >= self._server_gone_ns:
+            why = "no_sockets" if client.pool.last_refusal == "client_internal" else "server_gone"
             self._stop(why)
 
     def _stop(self, why: str) -> None:

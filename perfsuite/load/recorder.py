@@ -2,9 +2,10 @@
 
 An ended exchange is decoded a slice at a time, and records are appended RECORDS_PER_APPEND at a time, so that no piece
 of work takes much longer than a millisecond. What has been waiting for FORCE_DECODE_NS is done although streams are
-busy, so that a record reaches the sink within a second. A live stream whose undecoded bytes exceed TRIM_BYTES is
-decoded as far as it has come, and those bytes are forgotten: what stays of a stream is about fifty bytes for each
-token. Beyond FORCE_TRIM_BYTES that happens although streams are busy.
+busy, and what has been waiting for LATEST_DECODE_NS before anything else, so that a record reaches the sink within a
+second and a closed loop that never pauses cannot run away from its records. A live stream whose undecoded bytes exceed
+TRIM_BYTES is decoded as far as it has come, and those bytes are forgotten: what stays of a stream is about fifty bytes
+for each token. Beyond FORCE_TRIM_BYTES that happens although streams are busy.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from perfsuite.load.order import PlayOrder, RecordSink
 from perfsuite.records import RequestRecord
 
 FORCE_DECODE_NS = 300_000_000
+LATEST_DECODE_NS = 600_000_000
 CATCH_UP_NS = 500_000
 EVENTS_PER_SLICE = 64
 EXCHANGES_PER_BATCH = 8
@@ -92,13 +94,17 @@ class Recorder:
             self._trim_slice(EVENTS_PER_SLICE)
 
     def catch_up(self, now: int) -> None:
-        """Do what is overdue although streams are busy, for CATCH_UP_NS at most."""
+        """Do what is overdue although streams are busy: for CATCH_UP_NS at most, or until nothing is overdue by far."""
         stop_ns = now + CATCH_UP_NS
         if now >= self._append_at_ns and (self._read or self._records):
             self._make_records()
             self._append(RECORDS_PER_APPEND)
-        while self._ended and now - self._ended[0].t_end_ns > FORCE_DECODE_NS and monotonic_ns() < stop_ns:
+        while self._ended and now - self._ended[0].t_end_ns > FORCE_DECODE_NS:
+            if now - self._ended[0].t_end_ns < LATEST_DECODE_NS and monotonic_ns() >= stop_ns:
+                break
             self._decode_slice(1 << 30)
+            if len(self._records) >= RECORDS_PER_APPEND:
+                self._append(RECORDS_PER_APPEND)
         while self._long and len(self._long[0].framer.raw) > FORCE_TRIM_BYTES and monotonic_ns() < stop_ns:
             self._trim_slice(1 << 30)
 

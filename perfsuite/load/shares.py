@@ -29,7 +29,7 @@ def num_workers(
 ) -> int:
     """Workers for a plan: one for each STREAMS_PER_WORKER requests at once (the concurrency, the offline batch, the
     limit in flight), for each RATE_PER_WORKER_PER_S of the highest rate, and for each CHUNKS_PER_WORKER_PER_S of output
-    tokens at that rate; one core is left for the rest of the host.
+    tokens at that rate. Of more than two cores one is left for the rest of the host.
 
     output_tokens: mean of a request; trace_rate_per_s: mean rate of the workload's trace at speed 1; turns_per_session:
     requests for each arrival.
@@ -42,7 +42,7 @@ def num_workers(
         rate_per_s = _highest_rate(point, trace_rate_per_s) * turns_per_session
         requests = max(at_once / STREAMS_PER_WORKER, rate_per_s / RATE_PER_WORKER_PER_S)
         wanted = max(wanted, math.ceil(max(requests, rate_per_s * output_tokens / CHUNKS_PER_WORKER_PER_S)))
-    return max(1, min(wanted, cores - 1))
+    return max(1, min(wanted, cores - 1 if cores > 2 else cores))
 
 
 def _highest_rate(point: LoadPoint, trace_rate_per_s: float) -> float:

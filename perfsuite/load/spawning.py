@@ -17,6 +17,8 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
+from perfsuite.without_pandas import do_without_pandas
+
 ORPHAN_GRACE_S = 5
 STOP_WAIT_S = 10.0
 _PR_SET_PDEATHSIG = 1
@@ -95,6 +97,7 @@ def _main(pipe: Connection, parent_pid: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     _die_with_parent(parent_pid)
+    do_without_pandas()
     from perfsuite.load.workers import serve
 
     serve(pipe)

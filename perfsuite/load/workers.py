@@ -16,6 +16,7 @@ from perfsuite.load.lead import Failed, Lead, Meeting, Play, WorkerLost
 from perfsuite.load.order import PlayOrder, PlayReport, Progress, RecordSink, Target
 from perfsuite.load.shares import deal
 from perfsuite.load.spawning import Line, add_workers, spawned_workers
+from perfsuite.records import request_batch
 
 __all__ = ["LoadWorkers", "WorkerLost", "start_workers"]
 
@@ -110,6 +111,7 @@ class _PipeControl:
 def serve(pipe: Connection) -> None:
     """In the worker process: play what comes through the pipe, until it is closed."""
     _raise_file_limit()
+    request_batch([])  # loads what records need while the lead is still busy
     with suppress(EOFError, OSError):
         while True:
             message = pipe.recv()

@@ -178,6 +178,8 @@ def _numbers(
     seed: int, num: int, prefix_seed: int, num_prefix: int, below: int, blocks: NDArray[np.int64] | None
 ) -> NDArray[np.int64]:
     """Prefix and fresh part of a prompt as integers in [0, below), shape (num,)."""
+    if not num_prefix and blocks is None:
+        return _draw(seed, num, below)
     prefix = _draw(prefix_seed, num_prefix, below) if blocks is None else _draw_blocks(prefix_seed, blocks, below)
     return np.concatenate([prefix, _draw(seed, num - len(prefix), below)])
 
