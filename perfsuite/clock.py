@@ -10,6 +10,7 @@ import time
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,4 +115,13 @@ class RealtimeOffset:
             at, inside = epoch.convert(realtime_ns, before_ns=before, after_ns=after)
             out = np.where(inside, at, out)
             num_inside += inside
-        return out, num_inside == 1
+        return out, (num_inside == 1) & ~self._may_lie_at_a_step(realtime_ns)
+
+    def _may_lie_at_a_step(self, realtime_ns: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which stamps the wall clock showed between the last sample before a step and the first one after it."""
+        out = np.zeros(len(realtime_ns), dtype=np.bool_)
+        for old, new in pairwise(self._epochs):
+            gap_ns = new.monotonic[0] - old.monotonic[-1] + STEP_FLOOR_NS
+            out |= (realtime_ns > old.wall[-1]) & (realtime_ns <= old.wall[-1] + gap_ns)
+            out |= (realtime_ns < new.wall[0]) & (realtime_ns >= new.wall[0] - gap_ns)
+        return out

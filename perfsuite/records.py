@@ -135,6 +135,8 @@ class ClientAudit:
     num_connections           connections opened: each took a local port
     max_connections           most of them open at a time
     num_decoded_in_line       requests whose events were read while their stream was live; None = not counted
+    num_resent                requests sent a second time, because the server closed a re-used connection before any
+                              byte of the answer; `detail` of each says so; None = not counted
     """
 
     cpu_s: float
@@ -156,6 +158,7 @@ class ClientAudit:
     num_connections: int | None = None
     max_connections: int | None = None
     num_decoded_in_line: int | None = None
+    num_resent: int | None = None
 
     @property
     def busiest_core_ratio(self) -> float | None:
@@ -197,6 +200,7 @@ class TrialFacts:
     """One trial as it was played. Times: integer nanoseconds on the load host's monotonic clock.
 
     status       one of TRIAL_STATUSES
+    repeat, attempt  see scenario.plan.Trial; 0 in bundles of before
     engine_stats counters of the engine over this trial, by our names: step_slip_ratio (emulated only), num_preemptions,
                  prefix_cache_hit_tokens, kv_usage_max_ratio
     """
@@ -212,6 +216,8 @@ class TrialFacts:
     t_end_ns: int | None
     audit: ClientAudit | None
     engine_stats: dict[str, float]
+    repeat: int = 0
+    attempt: int = 0
 
 
 _SCALARS: list[tuple[str, pa.DataType, bool]] = [

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from perfsuite.analysis.accounting import account
-from perfsuite.analysis.checks import REASONS, is_overloaded, judge, step_slip_ratio, validity
+from perfsuite.analysis.checks import REASONS, judge, step_slip_ratio, validity
 from perfsuite.analysis.chunks import scan_chunks
+from perfsuite.analysis.overload import is_overloaded
 from perfsuite.analysis.request_columns import request_columns
 from perfsuite.analysis.steady import mean_in_flight, steady_window
 from perfsuite.records import RequestRecord, TrialFacts

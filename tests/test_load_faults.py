@@ -480,6 +480,14 @@ def test_https_streams_are_read_with_user_stamps(monkeypatch: pytest.MonkeyPatch
     assert sum(record.connect_ns is not None for record in records) == 2
 
 
+def test_tickets_of_tls_do_not_cost_the_connections_that_were_opened_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
+    with tls_server(stream_tokens(gap_s=0.002)) as aim:
+        records, report = run_play(order(32, concurrency=8, output_tokens=20), aim)
+    assert {record.outcome for record in records} == {"ok"}
+    assert report.audit.num_connections == 8
+
+
 @contextmanager
 def tls_server(script: Script) -> Iterator[Target]:
     """The scripted server behind TLS with the test certificate."""

@@ -10,11 +10,12 @@ from dataclasses import replace
 
 import pytest
 
+from perfsuite.load.client import RESENT
 from perfsuite.load.decode import without_secrets
 from perfsuite.load.driver import play
 from perfsuite.records import RequestRecord, request_batch
 from tests.plays import Levels, ListSink, order, target, timeouts
-from tests.servers import scripted_server, stream_tokens
+from tests.servers import Call, scripted_server, stream_tokens
 
 ANSWER = (
     b'data: {"choices":[{"index":0,"text":"a","finish_reason":"length","token_ids":[1,2,3,4]}]}\n\n'
@@ -120,3 +121,70 @@ def test_no_secret_and_no_beginning_of_one_stays_in_the_words_of_a_record(words:
     assert SECRET[:8] not in repr(record)
     assert "***" in (record.detail or "")
     assert request_batch([record]).num_rows == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999\r\n\r\n", "malformed_stream"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n", "malformed_stream"),
+        (HEAD + b"7fffffffffffffff\r\n", "malformed_stream"),
+        (HEAD + b"ffffffffff\r\n", "first_token_timeout"),
+    ],
+)
+def test_an_absurd_length_ends_its_own_request_only(answer: bytes, outcome: str) -> None:
+    good = stream_tokens(gap_s=0.002)
+
+    def script(call: Call) -> None:
+        if call.request.headers["x-request-id"].endswith("-7"):
+            call.send(answer)
+            call.wait(1.0)
+        else:
+            good(call)
+
+    sink = ListSink()
+    with scripted_server(script) as server:
+        play(order(20, concurrency=4, limits=timeouts(first_token=0.5)), target(server.url), sink, Levels())
+    found = {record.index: record.outcome for record in sink.records}
+    assert found.pop(7) == outcome
+    assert set(found.values()) == {"ok"}
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome", "most_bytes"), [("500 No", "http_error", 8 << 20), ("200 OK", "malformed_stream", 80 << 20)]
+)
+def test_an_endless_answer_is_not_kept(status: str, outcome: str, most_bytes: int) -> None:
+    piece = b"100000\r\n" + b"x" * (1 << 20) + b"\r\n"
+
+    def script(call: Call) -> None:
+        call.send(HEAD.replace(b"200 OK", status.encode()))
+        with contextlib.suppress(OSError):
+            for _ in range(200):
+                call.send(piece)
+
+    sink = ListSink()
+    with scripted_server(script) as server:
+        play(order(1, concurrency=1), target(server.url), sink, Levels())
+    assert sink.records[0].outcome == outcome
+    assert sink.records[0].bytes_received < most_bytes
+
+
+def test_a_request_that_went_out_twice_says_so() -> None:
+    good = stream_tokens()
+
+    seen = set()
+
+    def script(call: Call) -> None:
+        if call.request.connection in seen:  # the second request on a connection: taken, and not answered
+            call.close()
+        else:
+            seen.add(call.request.connection)
+            good(call)
+
+    sink = ListSink()
+    with scripted_server(script) as server:
+        report = play(order(6, concurrency=1), target(server.url), sink, Levels())
+    twice = [record for record in sink.records if record.detail == RESENT]
+    assert [record.outcome for record in sink.records] == ["ok"] * 6
+    assert len(server.requests) == 6 + len(twice)
+    assert report.audit.num_resent == len(twice) >= 2

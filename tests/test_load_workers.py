@@ -44,7 +44,7 @@ def open_point(**fields: object) -> LoadPoint:
         ([LoadPoint(kind="closed", concurrency=256)], 2, 1),
         ([LoadPoint(kind="closed", concurrency=4096)], 1, 1),
         ([open_point(rate_per_s=2000.0)], 64, 4),
-        ([open_point(rate_per_s=20.0, max_in_flight=1000)], 64, 4),
+        ([open_point(rate_per_s=2000.0, max_in_flight=1000)], 64, 1),
         ([LoadPoint(kind="offline", num_requests=1000)], 64, 4),
         ([], 64, 1),
     ],

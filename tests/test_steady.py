@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from perfsuite.analysis.checks import load_rising
 from perfsuite.analysis.request_columns import request_columns
 from perfsuite.analysis.steady import Window, in_flight, mean_in_flight, mser5_cut_ratio, steady_window
 from perfsuite.analysis.within_run import within_run_intervals
 from perfsuite.records import RequestRecord
+from perfsuite.scenario.arrivals import RateStage
 from perfsuite.scenario.plan import LoadPoint
 from tests.made_run import MS, failed, request, requests_table
 
@@ -77,10 +79,51 @@ def test_a_failed_request_is_in_flight_until_it_failed() -> None:
     assert flight.level.tolist() == [1, 0]
 
 
-def test_open_loop_runs_from_the_first_to_the_last_scheduled_time() -> None:
-    records = [during(0, 500, 0, phase="warmup"), during(100, 900, 1), during(250, 300, 2), during(700, 2000, 3)]
-    assert window_ms(OPEN, *records) == (100, 700)
-    assert window_ms(OPEN, records[1]) == "all measured requests were due at the same time"
+def arrivals(num: int, service_ms: float, *, num_warmup: int = 0) -> list[RequestRecord]:
+    """A request every 10 ms, each in flight for service_ms."""
+    return [
+        during(10 * i, 10 * i + service_ms, i, phase="warmup" if i < num_warmup else "measured") for i in range(num)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("service_ms", "num_warmup", "expected"),
+    [
+        (50, 10, (100, 990)),  # the warm-up outlasts a request: all of the measured arrivals
+        (50, 0, (50, 990)),  # after 50 ms as many end as arrive
+        (250, 10, (250, 990)),
+        (900, 0, (495, 990)),  # at least the second half stays
+    ],
+)
+def test_open_loop_runs_from_where_requests_end_as_they_arrive_to_the_last_scheduled_time(
+    service_ms: float, num_warmup: int, expected: tuple[float, float]
+) -> None:
+    assert window_ms(OPEN, *arrivals(100, service_ms, num_warmup=num_warmup)) == expected
+
+
+def test_an_open_loop_has_the_throughput_of_its_arrivals_however_long_its_requests_take() -> None:
+    for service_ms in (400, 800):
+        records = arrivals(1000, service_ms, num_warmup=100)
+        window, _ = steady_window(OPEN, request_columns(requests_table(records)))
+        assert window is not None
+        num_ended = sum(window.t0_ns <= (record.t_done_ns or 0) < window.t1_ns for record in records)
+        assert num_ended / window.duration_s == pytest.approx(100, rel=0.002)
+
+
+def test_stages_and_arrivals_at_one_instant() -> None:
+    staged = LoadPoint(kind="open", stages=(RateStage(start_per_s=10, end_per_s=100, duration_s=1),), num_requests=1)
+    assert window_ms(staged, *arrivals(100, 900)) == (0, 990)
+    assert window_ms(OPEN, during(100, 900, 1)) == "all measured requests were due at the same time"
+
+
+def test_a_load_that_rises_through_half_of_the_window_is_said() -> None:
+    def codes(service_ms: float) -> list[str]:
+        columns = request_columns(requests_table(arrivals(100, service_ms)))
+        reason = load_rising(OPEN, columns, steady_window(OPEN, columns)[0])
+        return [] if reason is None else [f"{reason.code} {reason.severity}"]
+
+    assert codes(900) == ["load_rising degraded"]
+    assert codes(400) == []
 
 
 def test_offline_runs_from_the_first_send_to_the_last_token() -> None:

@@ -8,7 +8,6 @@ scheduling jitter, normal on a shared machine, would otherwise invalidate trials
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -18,7 +17,7 @@ from perfsuite.analysis.accounting import Accounting
 from perfsuite.analysis.chunks import ChunkScan
 from perfsuite.analysis.request_columns import SERVER_GONE, Floats, RequestColumns
 from perfsuite.analysis.server_checks import CACHE_HITS_INVALID_RATIO, server_doubts
-from perfsuite.analysis.steady import Window, in_flight
+from perfsuite.analysis.steady import Window, rise_end_ns
 from perfsuite.records import ClientAudit, ServerFacts, TrialFacts
 from perfsuite.scenario.arm import Arm
 from perfsuite.scenario.plan import LoadPoint
@@ -56,7 +55,6 @@ UNSENT_INVALID_RATIO = 0.01  # of the measured requests
 COALESCED_FINDING_RATIO = 0.01
 COALESCED_DEGRADED_RATIO = 0.10
 IN_FLIGHT_DEGRADED_RATIO = 0.90  # mean in flight over the window / concurrency
-OVERLOADED_RATIO = 0.10  # of the arrivals in the second half of the window left over as backlog
 
 UNSENT_CAUSES = ("client_internal", SERVER_GONE, "lost")  # beginnings of details; the others follow from an interrupt
 
@@ -89,6 +87,11 @@ REASONS: dict[str, ReasonDoc] = {
     "no_steady_window": ReasonDoc(
         meaning="the load point was never held, so there is no window to measure in",
         cure="closed loop: more requests than the concurrency; open loop: a longer duration; then look at the errors",
+    ),
+    "load_rising": ReasonDoc(
+        meaning="open loop: requests take so long that those in flight still rose in more than half of the measured "
+        "time, so throughput is too low",
+        cure="more warm-up requests, as many as arrive during one answer, or a longer duration",
     ),
     "concurrency_not_held": ReasonDoc(
         meaning=f"on average fewer than {IN_FLIGHT_DEGRADED_RATIO * 100:.0f} % of the concurrency were in flight",
@@ -171,6 +174,7 @@ def judge(
         _status(facts),
         _accounting(accounting),
         _window(window, window_note),
+        load_rising(point, columns, window),
         _held(point, held),
         *_errors(accounting),
         _unsent(facts, accounting),
@@ -219,6 +223,15 @@ def _window(window: Window | None, note: str | None) -> Reason | None:
     if window is not None:
         return None
     return Reason(code="no_steady_window", severity="invalid", detail=note or "no steady window")
+
+
+def load_rising(point: LoadPoint, columns: RequestColumns, window: Window | None) -> Reason | None:
+    """The window of an open loop begins before as many requests end as arrive."""
+    risen_ns = rise_end_ns(point, columns)
+    if window is None or risen_ns is None or risen_ns <= window.t0_ns:
+        return None
+    detail = f"as many end as arrive only {(risen_ns - window.t0_ns) / 1e9:.3g} s after the window begins"
+    return Reason(code="load_rising", severity="degraded", detail=detail)
 
 
 def _held(point: LoadPoint, held: float | None) -> Reason | None:
@@ -361,33 +374,3 @@ def _coalesced(ratio: float | None) -> Reason | None:
     if ratio is None or ratio <= COALESCED_DEGRADED_RATIO:
         return None
     return Reason(code="coalesced_reads", severity="degraded", detail=f"{ratio * 100:.1f} % of the reads")
-
-
-def is_overloaded(point: LoadPoint, columns: RequestColumns, window: Window | None) -> bool:
-    """Open loop: the engine could not keep up. Over the second half of the window the backlog grew by more than 10 %
-    of the arrivals in it, and by more than 3 standard deviations of what random arrivals would do. Backlog: requests
-    in flight, and with max_in_flight those that are due and wait.
-
-    False when an answer without queueing (the lowest TTFT and the median time after the first token) takes longer than
-    half the window: it is too short to tell.
-    """
-    if point.kind != "open" or window is None or not columns.is_ok.any():
-        return False
-    after_first_s = columns.e2e_s[columns.is_ok] - columns.ttft_s[columns.is_ok]
-    unqueued_s = float(columns.ttft_send_s[columns.is_ok].min()) + float(np.median(after_first_s))
-    if unqueued_s > window.duration_s / 2:
-        return False
-    middle_ns = (window.t0_ns + window.t1_ns) // 2
-    flight = in_flight(columns)
-    at_middle, at_end = (
-        int(flight.level[np.searchsorted(flight.t_ns, t, side="right") - 1]) for t in (middle_ns, window.t1_ns)
-    )
-    arrivals = int((columns.t_sched_ns > middle_ns).sum())
-    if point.max_in_flight is not None:
-        at_middle, at_end = (at_middle + _num_waiting(columns, middle_ns), at_end + _num_waiting(columns, window.t1_ns))
-    return at_end - at_middle > max(OVERLOADED_RATIO * arrivals, 3 * math.sqrt(2 * at_middle + 1))
-
-
-def _num_waiting(columns: RequestColumns, t_ns: int) -> int:
-    """Requests that were due at t_ns and not sent yet."""
-    return int(((columns.t_sched_ns <= t_ns) & (~columns.is_sent | (columns.t_send_ns > t_ns))).sum())

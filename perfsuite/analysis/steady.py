@@ -5,8 +5,9 @@ The window, closed at both ends:
                the concurrency are in flight (warm-up requests count); ends at the last instant before fewer than that
                are in flight for good (the drain). Dips in between stay inside: they are the service's or the client's.
                A session is in flight from its first request to the end of its last, thinking included.
-  open loop    first to last scheduled time of the measured requests: the arrivals are what is held steady. Of sessions
-               those of the first turns.
+  open loop    first to last scheduled time of the measured requests, without the time in which the requests in flight
+               still rise: see rise_end_ns. At least the second half stays. Of sessions those of the first turns. With
+               stages nothing is left out: the load is meant to change.
   offline      first send to last token of the measured requests: ramp and tail belong to an offline batch.
 """
 
@@ -21,6 +22,7 @@ from perfsuite.analysis.request_columns import MISSING_NS, Floats, Ints, Request
 from perfsuite.scenario.plan import LoadPoint
 
 IN_FLIGHT_RATIO = 0.95
+RISE_PERCENTILE = 95
 MSER_BATCH = 5
 MSER_MIN_BATCHES = 10
 
@@ -90,12 +92,38 @@ def steady_window(point: LoadPoint, columns: RequestColumns) -> tuple[Window | N
     if not measured.any():
         return None, "no measured request was sent"
     if point.kind == "open":
-        t_sched = columns.t_sched_ns[columns.is_measured & columns.begins_session]
-        return _window(int(t_sched.min()), int(t_sched.max()), "all measured requests were due at the same time")
+        return _open_window(point, columns)
     last_tokens = columns.t_last_ns[measured]
     if (last_tokens == MISSING_NS).all():
         return None, "no measured request received a token"
     return _window(int(columns.t_send_ns[measured].min()), int(last_tokens.max()), "no time passed")
+
+
+def _open_window(point: LoadPoint, columns: RequestColumns) -> tuple[Window | None, str | None]:
+    t_sched = columns.t_sched_ns[columns.is_measured & columns.begins_session]
+    first, last = int(t_sched.min()), int(t_sched.max())
+    risen = rise_end_ns(point, columns)
+    t0_ns = first if risen is None else min(max(first, risen), (first + last) // 2)
+    return _window(t0_ns, last, "all measured requests were due at the same time")
+
+
+def rise_end_ns(point: LoadPoint, columns: RequestColumns) -> int | None:
+    """When as many requests end as arrive, in an open loop that the engine carries: a service time after the first
+    arrival, warm-up included. None where that has no meaning: another loop, stages, no answer.
+
+    Service time: the 95th percentile over the answers of e2e - ttft, plus the lowest ttft_send, so that a queue does
+    not count; of sessions the 95th percentile of their spans.
+    """
+    ok = columns.is_ok
+    if point.kind != "open" or point.stages or not ok.any():
+        return None
+    if (columns.session != MISSING_NS).any():
+        starts, ends = _slot_spans(columns)
+        service_ns = float(np.percentile(ends - starts, RISE_PERCENTILE))
+    else:
+        after_first_s = np.percentile(columns.e2e_s[ok] - columns.ttft_s[ok], RISE_PERCENTILE)
+        service_ns = 1e9 * float(columns.ttft_send_s[ok].min() + after_first_s)
+    return int(columns.t_sched_ns.min()) + round(service_ns)
 
 
 def _closed_window(point: LoadPoint, columns: RequestColumns) -> tuple[Window | None, str | None]:

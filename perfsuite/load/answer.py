@@ -12,6 +12,7 @@ from perfsuite.dialects import TERMINATOR, Dialect, Event, EventError
 from perfsuite.load.connection import Exchange
 from perfsuite.load.wire import NO_BODY, ResponseFramer, WireError, read_body, split_events, take_body
 
+MAX_EVENT_BYTES = 8 << 20
 MAX_TEXT_CHARS = 300
 
 
@@ -87,6 +88,9 @@ class Answer:
         self._events, ends = split_events(body.data, is_complete=has_ended and self._framer.is_complete)
         self._ends = body.raw_offsets(ends)
         self._body = body.followed_by(NO_BODY, start=ends[-1] if ends else 0)
+        if len(self._body.data) > MAX_EVENT_BYTES:
+            self._body = NO_BODY
+            self.problem = f"an event of more than {MAX_EVENT_BYTES:,} bytes"
         return True
 
     def _read_events(self, events: list[bytes], ends: list[int]) -> None:

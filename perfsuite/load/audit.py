@@ -49,7 +49,7 @@ class Auditor:
         self._num_reads += found.num_reads
         self._num_coalesced += found.num_coalesced_reads
 
-    def finish(self, *, num_connections: int = 0, max_connections: int = 0) -> ClientAudit:
+    def finish(self, *, num_connections: int = 0, max_connections: int = 0, num_resent: int = 0) -> ClientAudit:
         """The audit from begin() until now."""
         wall_s = (time.monotonic_ns() - self._t_ns) / 1e9
         cpu_s = time.process_time() - self._cpu_s
@@ -72,6 +72,7 @@ class Auditor:
             num_connections=num_connections,
             max_connections=max_connections,
             num_decoded_in_line=self._num_in_line,
+            num_resent=num_resent,
         )
         return with_lags(audit, self.lags)
 
@@ -122,6 +123,7 @@ def _merge_audits(audits: Sequence[ClientAudit]) -> ClientAudit:
         num_connections=sum(audit.num_connections or 0 for audit in audits),
         max_connections=sum(audit.max_connections or 0 for audit in audits),
         num_decoded_in_line=sum(audit.num_decoded_in_line or 0 for audit in audits),
+        num_resent=sum(audit.num_resent or 0 for audit in audits),
     )
 
 

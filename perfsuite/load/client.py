@@ -33,6 +33,7 @@ EVENTS_PER_LOOK = 16
 READS_PER_LOOK = 32  # the framing follows a stream as it comes: many that end together would else hold up the others
 QUIET_NS = 50_000_000
 NEVER = 1 << 62
+RESENT = "sent again on a fresh connection: the server had closed the re-used one"
 CROWD = 32  # requests in flight
 NAP_NS = 300_000
 SHORTEST_NAP_NS = 50_000
@@ -68,7 +69,7 @@ class Client:
         self.pool = Pool(address, on_open=self._free, on_refused=self._refused)
         self._waiting: deque[Exchange] = deque()
         self._ended: deque[Exchange] = deque()
-        self.num_in_flight = 0
+        self.num_in_flight = self.num_resent = 0
         self.server_closes = False
 
     # --- what the driver calls ---
@@ -276,6 +277,9 @@ class Client:
         except WireError as error:
             self._abandon(connection, exchange, error.outcome, str(error))
             return
+        except Exception as error:  # one answer that we cannot follow must not end the others
+            self._abandon(connection, exchange, "client_internal", repr(error))
+            return
         if is_complete:
             self.pool.first_refusal_ns = None
             self.server_closes = not (exchange.framer.keep_alive and connection.state == RECEIVING)
@@ -297,6 +301,8 @@ class Client:
             if connection.was_closed_before_use(monotonic_ns()):
                 self.pool.close(connection)
                 exchange.is_resent = True
+                exchange.detail = RESENT
+                self.num_resent += 1
                 exchange.t_send_ns = None
                 self.pool.open(exchange)
                 return

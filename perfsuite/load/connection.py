@@ -193,6 +193,17 @@ def handshake(connection: Connection) -> int:
     return 0
 
 
+def holds_only_tls_messages(connection: Connection) -> bool:
+    """What came on an idle connection is TLS's own, such as the session tickets of TLS 1.3. False: closed, or data."""
+    try:
+        connection.sock.recv(1)
+    except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def receive_tls(connection: Connection, exchange: Exchange) -> bytes | None:
     """One TLS read, stamped in user space. None: nothing complete yet; b"": closed. Raises OSError."""
     try:

@@ -175,7 +175,7 @@ def judge(exchange: Exchange, answer: Answer, *, exact_tokens: bool) -> tuple[st
     if framer.status != 200:
         return "http_error", _http_error_detail(framer, answer)
     content_type = framer.headers.get(b"content-type", b"").decode("latin-1")
-    if not content_type.startswith("text/event-stream"):
+    if not content_type.lower().startswith("text/event-stream"):
         return "not_a_stream", f"{content_type or 'no content-type'}: {answer.text}"[:MAX_DETAIL_CHARS]
     encoding = framer.headers.get(b"content-encoding", b"identity").decode("latin-1")
     if encoding != "identity":

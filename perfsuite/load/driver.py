@@ -164,6 +164,7 @@ class _Player:
         audit = self._auditor.finish(
             num_connections=client.pool.num_opened if client else 0,
             max_connections=client.pool.max_open if client else 0,
+            num_resent=client.num_resent if client else 0,
         )
         return PlayReport(
             t_start_ns=t_start_ns,

@@ -21,6 +21,7 @@ from perfsuite.load.connection import (
     Exchange,
     connect_error,
     handshake,
+    holds_only_tls_messages,
     start_connecting,
 )
 from perfsuite.load.poller import READ, WRITE, open_poller
@@ -96,8 +97,9 @@ class Pool:
     def advance(self, connection: Connection) -> None:
         """An event on a connection that carries no request yet."""
         if connection.state == IDLE:
-            self._idle.remove(connection)
-            self.close(connection)
+            if not holds_only_tls_messages(connection):
+                self._idle.remove(connection)
+                self.close(connection)
         elif connection.state == CONNECTING:
             self._connected(connection)
         elif connection.state == HANDSHAKING:

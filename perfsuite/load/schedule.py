@@ -82,11 +82,9 @@ class OpenLoop:
 class LimitedOpenLoop:
     """Absolute due times, at most `max_in_flight` requests in flight: a due one waits, and stays due when it was."""
 
-    def __init__(
-        self, offsets_ns: NDArray[np.int64], max_in_flight: int, t_start_ns: int, slots: slice = EVERY_SLOT
-    ) -> None:
+    def __init__(self, offsets_ns: NDArray[np.int64], max_in_flight: int, t_start_ns: int) -> None:
         self._loop = OpenLoop(offsets_ns, t_start_ns)
-        self._openings = [t_start_ns] * len(range(max_in_flight)[slots])
+        self._openings = [t_start_ns] * max_in_flight
 
     @property
     def num_issued(self) -> int:
@@ -310,7 +308,7 @@ def make_schedule(
 
 def _schedule_of(point: LoadPoint, specs: RequestSpecs, t_start_ns: int, *, slots: slice, is_shared: bool) -> Schedule:
     if point.kind == "open" and point.max_in_flight is not None:
-        return LimitedOpenLoop(specs.t_offset_ns, point.max_in_flight, t_start_ns, slots)
+        return LimitedOpenLoop(specs.t_offset_ns, point.max_in_flight, t_start_ns)
     if point.kind == "open":
         return OpenLoop(specs.t_offset_ns, t_start_ns)
     if point.kind == "closed":

@@ -27,18 +27,19 @@ def num_workers(
     trace_rate_per_s: float = 0.0,
     turns_per_session: float = 1.0,
 ) -> int:
-    """Workers for a plan: one for each STREAMS_PER_WORKER requests at once (the concurrency, the offline batch, the
-    limit in flight), for each RATE_PER_WORKER_PER_S of the highest rate, and for each CHUNKS_PER_WORKER_PER_S of output
-    tokens at that rate. Of more than two cores one is left for the rest of the host.
+    """Workers for a plan: one for each STREAMS_PER_WORKER requests at once (the concurrency, the offline batch),
+    for each RATE_PER_WORKER_PER_S of the highest rate, and for each CHUNKS_PER_WORKER_PER_S of output
+    tokens at that rate. An open loop with a limit in flight is played by one. Of more than two cores one is left for
+    the rest of the host.
 
     output_tokens: mean of a request; trace_rate_per_s: mean rate of the workload's trace at speed 1; turns_per_session:
     requests for each arrival.
     """
     wanted = 1
     for point in points:
-        at_once = (
-            point.concurrency or point.max_in_flight or (point.num_requests if point.kind == "offline" else 0) or 0
-        )
+        if point.max_in_flight is not None:
+            continue
+        at_once = point.concurrency or (point.num_requests if point.kind == "offline" else 0) or 0
         rate_per_s = _highest_rate(point, trace_rate_per_s) * turns_per_session
         requests = max(at_once / STREAMS_PER_WORKER, rate_per_s / RATE_PER_WORKER_PER_S)
         wanted = max(wanted, math.ceil(max(requests, rate_per_s * output_tokens / CHUNKS_PER_WORKER_PER_S)))
@@ -54,11 +55,12 @@ def deal(order: PlayOrder, num: int) -> list[PlayOrder]:
     """The trial dealt to at most `num` workers, so that each has at least one slot and one request.
 
     Worker k of N has the slots k, k + N, … and of the requests those that would come to these slots if every answer
-    took the same time: request i belongs to slot i mod (number of slots). Without slots (open loop without a limit,
-    offline) it has the requests k, k + N, … Sessions are dealt as requests are, all turns of one to the same worker.
+    took the same time: request i belongs to slot i mod (number of slots). Without slots (open loop, offline) it has the
+    requests k, k + N, … An open loop with a limit in flight stays whole: its requests queue for any slot that is free,
+    and queues of their own would make them wait longer. Sessions are dealt as requests are, all turns to one worker.
     """
-    num_slots = order.point.concurrency or order.point.max_in_flight
-    num = max(1, min(num, order.specs.num_sessions, num_slots or num))
+    num_slots = order.point.concurrency
+    num = 1 if order.point.max_in_flight else max(1, min(num, order.specs.num_sessions, num_slots or num))
     if num == 1:
         return [_with_its_rows(order)]
     session = order.specs.session

@@ -19,6 +19,10 @@ from numpy.typing import NDArray
 MAX_HEAD_BYTES = 65_536
 MAX_LINE_BYTES = 4_096
 UNBOUNDED = 1 << 62
+MAX_LENGTH_DIGITS = 12  # of a Content-Length; of a chunk's size in hexadecimal 10: a terabyte
+MAX_CHUNK_BYTES = 1 << 40
+MAX_KEPT_BYTES = 64 << 20  # of one response that are not events, so that nothing of them was taken away
+MAX_ERROR_BYTES = 1 << 20  # of a response other than 200
 
 _BLANK_LINE = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
 _BOM = b"\xef\xbb\xbf"
@@ -74,9 +78,17 @@ class ResponseFramer:
         return len(self.raw) >= self.need and self.advance()
 
     def advance(self) -> bool:
-        """Look at what is new. True when the response is complete. Raises WireError when it is not HTTP/1.1."""
+        """Look at what is new. True when the response is complete. Raises WireError when it is not HTTP/1.1.
+
+        Of an error's body MAX_ERROR_BYTES are read; more than MAX_KEPT_BYTES that cannot be taken away are no stream.
+        """
         if self._mode == "head" and not self._read_head():
             return False
+        if len(self.raw) > MAX_ERROR_BYTES and self.status != 200 and not self.is_complete:
+            self.keep_alive = False
+            return self._complete(len(self.raw))
+        if len(self.raw) > MAX_KEPT_BYTES:
+            raise WireError(f"{len(self.raw):,} bytes of one answer that cannot be read as events")
         if self._mode == "chunked":
             return self._follow_chunks()
         if self._mode == "length" and len(self.raw) >= self.need:
@@ -152,8 +164,8 @@ class ResponseFramer:
             self.need = self._pos + 1
             self.tail = b"\r\n\r\n"  # of the last chunk's line and an empty trailer, or of a trailer
         elif length is not None:
-            if not length.isdigit():
-                raise WireError(f"content-length {length!r}")
+            if not length.isdigit() or len(length) > MAX_LENGTH_DIGITS:
+                raise WireError(f"content-length {length[:40]!r}")
             self._mode = "length"
             self.need = self._pos + int(length)
             self.pieces.extend((self._pos, self.need))
@@ -172,6 +184,8 @@ class ResponseFramer:
                     break
                 line = raw[pos:line_end]
                 size = int(line, 16) if line.isalnum() else _chunk_size(line)
+                if size > MAX_CHUNK_BYTES:
+                    raise ValueError
                 if size == 0:
                     return self._follow_trailer(pos, line_end)
                 add(line_end + 2)

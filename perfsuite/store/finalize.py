@@ -71,6 +71,7 @@ def finish_bundle(
             "ended": dict(ended),
             "num_requests": num_requests,
             "num_telemetry_rows": num_samples,
+            "plan": manifest["plan"] | {"num_trials": len(plan.trials)},
             "num_played": sum(row["status"] == "played" for row in trials),
             "files": file_list(folder),
         }
@@ -101,7 +102,9 @@ def _finish_requests(folder: Path, plan: Plan, status: str) -> int:
         ) as writer:
             for trial in plan.trials:
                 table, fact = _trial_table(folder, plan, trial, known.get(trial.ordinal), status)
-                writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+                order = np.argsort(table.column("index").to_numpy(), kind="stable")
+                for begin in range(0, len(order), ROW_GROUP_ROWS):  # a sorted copy of the whole would double the memory
+                    writer.write_table(table.take(pa.array(order[begin : begin + ROW_GROUP_ROWS])))
                 facts.append(fact)
         _check_rows(temporary(path), planned)
         write_lines(folder / TRIALS, map(Redactor().plain, facts))
@@ -118,7 +121,7 @@ def _specs(plan: Plan, trial: Trial) -> RequestSpecs:
 def _trial_table(
     folder: Path, plan: Plan, trial: Trial, facts: TrialFacts | None, status: str
 ) -> tuple[pa.Table, TrialFacts]:
-    """One record for each planned request of a trial, in the order of their index, and the trial's facts."""
+    """One record for each planned request of a trial, in any order, and the trial's facts."""
     streams = request_streams(folder, trial.ordinal)
     specs = _specs(plan, trial)
     parts = [REQUEST_SCHEMA.empty_table(), *(read_stream(path, REQUEST_SCHEMA).table for path in streams)]
@@ -128,7 +131,7 @@ def _trial_table(
     index = found.column("index").to_numpy()
     missing = np.setdiff1d(np.arange(len(specs), dtype=np.int32), index)
     filled = missing_records(trial.ordinal, missing, specs, facts, status)
-    table = pa.concat_tables([found, filled]).sort_by("index")
+    table = pa.concat_tables([found, filled])
     if table.num_rows != len(specs):
         raise StoreError(
             "the records of a trial do not add up: an error of perfsuite's own",
@@ -162,6 +165,8 @@ def _facts_from_records(trial: Trial, records: pa.Table, *, was_begun: bool) -> 
         t_end_ns=ends,
         audit=None,
         engine_stats={},
+        repeat=trial.repeat,
+        attempt=trial.attempt,
     )
 
 

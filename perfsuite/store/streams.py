@@ -17,6 +17,8 @@ from perfsuite.errors import StoreError
 from perfsuite.records import REQUEST_SCHEMA, RequestRecord, request_batch
 from perfsuite.store.layout import store_error, store_errors
 
+BATCHES_PER_PART = 1024
+
 
 class RequestStream:
     """The records of one trial, appended as they come. Never overwrites a file."""
@@ -70,11 +72,11 @@ def read_stream(path: Path, schema: pa.Schema) -> StreamContent:
 
     Raises StoreError when the file is a stream of other columns or of a newer format.
     """
-    batches: list[pa.RecordBatch] = []
+    parts: list[pa.Table] = []
     try:
         if path.stat().st_size == 0:
             return StreamContent(table=schema.empty_table(), is_torn=False)
-        source = pa.memory_map(str(path))
+        source = pa.OSFile(str(path))
     except FileNotFoundError:
         return StreamContent(table=schema.empty_table(), is_torn=False)
     with source:
@@ -82,22 +84,37 @@ def read_stream(path: Path, schema: pa.Schema) -> StreamContent:
             reader = pa.ipc.open_stream(source)
         except (pa.ArrowInvalid, OSError):
             return StreamContent(table=schema.empty_table(), is_torn=True)
-        is_torn = _read_batches(reader, batches)
-    table = pa.Table.from_batches(batches, reader.schema) if batches else schema.empty_table()
+        is_torn = _read_batches(reader, parts)
+    table = pa.concat_tables(parts) if parts else schema.empty_table()
     return StreamContent(table=conform(table, schema, path), is_torn=is_torn)
 
 
-def _read_batches(reader: pa.RecordBatchReader, batches: list[pa.RecordBatch]) -> bool:
-    """Append every whole batch; True when the stream ends inside one."""
-    while True:
-        try:
-            batch = reader.read_next_batch()
-            batch.validate()
-        except StopIteration:
-            return False
-        except (pa.ArrowInvalid, OSError):
-            return True
-        batches.append(batch)
+def _read_batches(reader: pa.RecordBatchReader, parts: list[pa.Table]) -> bool:
+    """Append every whole batch; True when the stream ends inside one.
+
+    Batches of a few records are joined BATCHES_PER_PART at a time: each has arrays of its own, which are larger.
+    """
+    batches: list[pa.RecordBatch] = []
+    is_torn = None
+    while is_torn is None:
+        is_torn = _read_batch(reader, batches)
+        if len(batches) >= BATCHES_PER_PART or (is_torn is not None and batches):
+            parts.append(pa.Table.from_batches(batches).combine_chunks())
+            batches.clear()
+    return is_torn
+
+
+def _read_batch(reader: pa.RecordBatchReader, batches: list[pa.RecordBatch]) -> bool | None:
+    """Append the next batch: None; False at the end of the stream, True when it ends inside a batch."""
+    try:
+        batch = reader.read_next_batch()
+        batch.validate()
+    except StopIteration:
+        return False
+    except (pa.ArrowInvalid, OSError):
+        return True
+    batches.append(batch)
+    return None
 
 
 def conform(table: pa.Table, schema: pa.Schema, path: Path) -> pa.Table:
