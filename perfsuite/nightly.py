@@ -8,26 +8,35 @@ from __future__ import annotations
 import json
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from perfsuite.analysis.history import Night as SeriesNight
+from perfsuite.analysis.history import Gate as GateOfValue
 from perfsuite.analysis.history import gate as gate_value
-from perfsuite.analysis.history import judge_history
-from perfsuite.analysis.metrics import METRICS
-from perfsuite.cataloguing import reindex, trends
-from perfsuite.dashboard import PRUNED, build_site
-from perfsuite.errors import Interrupted, PerfsuiteError, StoreError, UsageError
-from perfsuite.nightly_file import Gate, NightlyFile
-from perfsuite.prepare import prepare
-from perfsuite.report.history import SeriesOfRuns, Trend
+from perfsuite.analysis.history import last_evidence
+from perfsuite.cataloguing import accepted_runs, baseline_level, nights_of, reindex, run_state, trends
+from perfsuite.dashboard import build_site
+from perfsuite.errors import Interrupted, NoValidComparison, PerfsuiteError, StoreError, UsageError
+from perfsuite.nightly_file import NightlyFile
+from perfsuite.prepare import Prepared, prepare
+from perfsuite.report.history import SeriesName, Trend
 from perfsuite.report.night import Gated, Night, NightEntry, night_json, night_junit, night_markdown
 from perfsuite.run import recover_runs
 from perfsuite.store.annotations import read_annotations
+from perfsuite.store.catalog_series import RunState
 from perfsuite.store.documents import read_manifest, to_json
-from perfsuite.store.layout import LOGS, REQUESTS, SERVER_METRICS, TELEMETRY, TRUTH, store_errors, write_atomically
+from perfsuite.store.layout import (
+    LOGS,
+    PRUNED,
+    REQUESTS,
+    SERVER_METRICS,
+    TELEMETRY,
+    TRUTH,
+    store_errors,
+    write_atomically,
+)
 from perfsuite.store.reading import BundleRow, list_bundles
 
 WEBHOOK_WAIT_S = 10.0
@@ -54,6 +63,21 @@ class NightSettings:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Going:
+    """A night that goes on. problems: what is wrong with other bundles, in the order in which it was found."""
+
+    settings: NightSettings
+    play: Play
+    on_step: OnStep
+    day: datetime
+    problems: dict[str, None]
+
+    def reindex(self) -> None:
+        done = reindex(self.settings.results, catalog=self.settings.catalog)
+        self.problems.update(dict.fromkeys(done.problems))
+
+
 def play_night(settings: NightSettings, play: Play, *, on_step: OnStep = lambda _text: None) -> Night:
     """Play what the night does not have yet, gate it, re-run what is worse. A scenario that fails ends no night.
 
@@ -61,16 +85,17 @@ def play_night(settings: NightSettings, play: Play, *, on_step: OnStep = lambda 
     """
     if settings.catalog == "none":
         raise UsageError("a nightly needs a catalog: it holds the histories", cure="leave --catalog none out")
-    day = settings.begin
+    going = _Going(settings=settings, play=play, on_step=on_step, day=settings.begin, problems={})
     if (settings.results / "runs").is_dir():
         for line in recover_runs(settings.results, "all", catalog=settings.catalog):
             on_step(f"recovered {line}")
-        reindex(settings.results, catalog=settings.catalog)
-    entries = tuple(_entry(settings, path, day, play, on_step) for path in settings.scenarios)
-    return Night(day=f"{day:%Y-%m-%d}", entries=entries)
+        going.reindex()
+    entries = tuple(_entry(going, path) for path in settings.scenarios)
+    warnings = tuple(f"not in the catalog: {problem}" for problem in going.problems)
+    return Night(day=f"{going.day:%Y-%m-%d}", entries=entries, warnings=warnings)
 
 
-def _entry(settings: NightSettings, path: Path, day: datetime, play: Play, on_step: OnStep) -> NightEntry:
+def _entry(going: _Going, path: Path) -> NightEntry:
     began = time.monotonic()
     entry = NightEntry(
         scenario=path.stem, state="failed", run_id=None, rerun_id=None, seconds=0.0, problem=None, emulated=False
@@ -79,23 +104,27 @@ def _entry(settings: NightSettings, path: Path, day: datetime, play: Play, on_st
         prepared = prepare(path)
         emulated = any(arm.engine == "emulated" for arm in prepared.scenario.arms.values())
         entry = replace(entry, scenario=prepared.scenario.name, emulated=emulated)
-        done = _runs_of(settings.results, prepared.plan.digest, day)
-        on_step(f"{prepared.scenario.name}: {'done before' if done else 'playing'}")
-        run_id = done[0] if done else _played(settings, path, play)
+        done = _runs_of(going.settings.results, prepared.plan.digest, going.day)
+        going.on_step(f"{prepared.scenario.name}: {'done before' if done else 'playing'}")
+        run_id = done[0] if done else _played(going, path)
         entry = replace(entry, run_id=run_id, state="done before" if done else "played")
-        entry = _gated(settings, entry, path, done[1] if len(done) > 1 else None, play, on_step)
+        entry = _gated(going, entry, path, prepared, done[1] if len(done) > 1 else None)
     except Interrupted:
         raise
     except PerfsuiteError as error:
-        on_step(f"{entry.scenario}: failed: {error.what}")
-        entry = replace(entry, state="failed", problem=str(error).replace("\n", "; "))
+        entry = _failed(going, entry, error)
     return replace(entry, seconds=time.monotonic() - began)
 
 
-def _played(settings: NightSettings, path: Path, play: Play) -> str:
+def _failed(going: _Going, entry: NightEntry, error: PerfsuiteError) -> NightEntry:
+    going.on_step(f"{entry.scenario}: failed: {error.what}")
+    return replace(entry, state="failed", problem=str(error).replace("\n", "; "))
+
+
+def _played(going: _Going, path: Path) -> str:
     """Play a scenario; its run is in the catalog, which is made when there is none yet."""
-    run_id = play(path)
-    reindex(settings.results, catalog=settings.catalog)
+    run_id = going.play(path)
+    going.reindex()
     return run_id
 
 
@@ -112,45 +141,99 @@ def _is_of_day(row: BundleRow, day: datetime) -> bool:
     return begin_ns <= (row.created_utc_ns or 0) < begin_ns + 86_400 * 10**9
 
 
-def _gated(
-    settings: NightSettings, entry: NightEntry, path: Path, rerun_id: str | None, play: Play, on_step: OnStep
-) -> NightEntry:
-    assert entry.run_id is not None
-    found = list(gate_run(settings, entry.scenario, entry.run_id, rerun_id))
-    if rerun_id is None and settings.file.gate.rerun and any(row.state == "unconfirmed" for row in found):
-        on_step(f"{entry.scenario}: beyond the limit, playing it again")
-        rerun_id = _played(settings, path, play)
-        found = list(gate_run(settings, entry.scenario, entry.run_id, rerun_id))
-    return replace(entry, rerun_id=rerun_id, gated=tuple(found))
+def _gated(going: _Going, entry: NightEntry, path: Path, prepared: Prepared, rerun_id: str | None) -> NightEntry:
+    """The entry with its gated metrics; one whose run, or whose re-run, can say nothing keeps them and is "failed"."""
+    settings, run_id = going.settings, entry.run_id
+    assert run_id is not None
+    entry = replace(entry, rerun_id=rerun_id, gated=_judged(settings, prepared, run_id, rerun_id))
+    try:
+        if rerun_id is None and settings.file.gate.rerun and any(row.state == "unconfirmed" for row in entry.gated):
+            going.on_step(f"{entry.scenario}: beyond the limit, playing it again")
+            rerun_id = _played(going, path)
+            entry = replace(entry, rerun_id=rerun_id, gated=_judged(settings, prepared, run_id, rerun_id))
+        for played in filter(None, (run_id, rerun_id)):
+            _refuse_invalid(_state(settings, played), played)
+    except Interrupted:
+        raise
+    except PerfsuiteError as error:
+        return _failed(going, entry, error)
+    return entry
 
 
-def gate_run(settings: NightSettings, scenario: str, run_id: str, rerun_id: str | None) -> Iterator[Gated]:
-    """Every gated metric of a run against the nights before it."""
-    gate = settings.file.gate
-    for name in gate.metrics:
-        for trend in _trends(settings, gate, name, scenario):
-            row = gate_trend(trend, run_id, rerun_id)
-            if row is not None:
-                yield row
+def _state(settings: NightSettings, run_id: str) -> RunState:
+    state = run_state(settings.results, run_id, catalog=settings.catalog)
+    if state is None:
+        raise StoreError("the run is not in the catalog", where=run_id, cure="perfsuite reindex says why")
+    return state
 
 
-def _trends(settings: NightSettings, gate: Gate, name: str, scenario: str) -> Iterator[Trend]:
-    for ratios in (False, True) if gate.ratios else (False,):
-        yield from trends(settings.results, name, catalog=settings.catalog, scenario=scenario, ratios=ratios)
+def _refuse_invalid(state: RunState, run_id: str) -> None:
+    """Raises NoValidComparison where `perfsuite run` does: a comparison that cannot be made, or no valid trial."""
+    if state.refused:
+        raise NoValidComparison(f"no valid comparison: {'; '.join(state.refused)}", cure=f"perfsuite check {run_id}")
+    if state.num_invalid == state.num_trials:
+        raise NoValidComparison("no valid trial", where=run_id, cure=f"perfsuite check {run_id}")
 
 
-def gate_trend(trend: Trend, run_id: str, rerun_id: str | None) -> Gated | None:
-    """A run, and its re-run, against the runs before it; None when the series does not have the run."""
+def _judged(settings: NightSettings, prepared: Prepared, run_id: str, rerun_id: str | None) -> tuple[Gated, ...]:
+    """Every gated metric of a run against the nights before it, of its definition; raises StoreError."""
+    gate, definition = settings.file.gate, _state(settings, run_id).definition
+    found = (
+        gate_trend(trend, run_id, rerun_id, is_planned=_is_planned(prepared, trend.series.key))
+        for name in gate.metrics
+        for ratios in ((False, True) if gate.ratios else (False,))
+        for trend in trends(
+            settings.results, name, catalog=settings.catalog, scenario=prepared.scenario.name, ratios=ratios
+        )
+        if trend.series.key.definition == definition
+    )
+    return tuple(row for row in found if row is not None)
+
+
+def _is_planned(prepared: Prepared, key: SeriesName) -> bool:
+    """Whether tonight's plan measures this series: not an arm that it no longer has, nor where a search once went."""
+    plan, comparisons = prepared.plan, prepared.scenario.comparisons
+    points = {plan.load_points[trial.load_point].label for trial in plan.trials}
+    pairs = {(comparison.candidate, comparison.baseline) for comparison in comparisons}
+    of = (key.arm, key.baseline) in pairs if key.baseline is not None else key.arm in {t.arm for t in plan.trials}
+    return of and key.load_point in points
+
+
+def gate_trend(trend: Trend, run_id: str, rerun_id: str | None, *, is_planned: bool = True) -> Gated | None:
+    """A run, and its re-run, against the complete runs before it; None when it has no value and nothing is missed.
+
+    A value is missed where complete runs have one and tonight's plan was to measure it.
+    """
     points = trend.series.points
     numbers = {point.run_id: k for k, point in enumerate(points)}
-    if run_id not in numbers or trend.history is None:
-        return None
+    if run_id not in numbers:
+        before = [point for point in points if point.status == "complete" and point.run_id != rerun_id]
+        if not before or not is_planned:
+            return None
+        return _row(trend, "not_measured", None, _unmeasured(len(before)), _why_left_out(trend, run_id))
     at = numbers[run_id]
     rerun = points[numbers[rerun_id]].value if rerun_id in numbers else None
-    level = _baseline(trend.series, at)
+    before = [point for point in points[:at] if point.status == "complete"]
+    nights = nights_of([*before, points[at]])
+    level = baseline_level(nights[:-1], trend.metric, accepted_runs(before))
     found = gate_value(level, points[at].value, trend.metric, rerun=rerun)
     is_worse = found.change_ratio is not None and (found.change_ratio > 1) != (trend.metric.direction == "higher")
     state = found.state if found.state != "rerun" else "unconfirmed" if is_worse else "improvement"
+    is_usual = state in ("ok", "too_short")
+    return _row(trend, state, points[at].value, found, () if is_usual else last_evidence(nights))
+
+
+def _unmeasured(num_history: int) -> GateOfValue:
+    return GateOfValue(
+        state="not_measured", baseline=None, change_ratio=None, limit_ratio=None, num_history=num_history
+    )
+
+
+def _why_left_out(trend: Trend, run_id: str) -> tuple[str, ...]:
+    return tuple(f"the value {p.value:.6g} is not above 0" for p in trend.left_out if p.run_id == run_id)
+
+
+def _row(trend: Trend, state: str, value: float | None, gate: GateOfValue, evidence: tuple[str, ...]) -> Gated:
     key = trend.series.key
     return Gated(
         metric=key.metric,
@@ -158,20 +241,10 @@ def gate_trend(trend: Trend, run_id: str, rerun_id: str | None) -> Gated | None:
         subject=key.subject,
         load_point=key.load_point,
         state=state,
-        value=points[at].value,
-        gate=found,
+        value=value,
+        gate=gate,
+        evidence=evidence,
     )
-
-
-def _baseline(series: SeriesOfRuns, at: int) -> list[float]:
-    """The values of the stable segment that run number `at` is held against; those of runs that ended completely."""
-    points = [point for point in series.points[:at] if point.status == "complete"]
-    if not points:
-        return []
-    nights = [SeriesNight(run_id=p.run_id, utc_ns=p.utc_ns, value=p.value, facts=p.facts) for p in points]
-    accepted = [point.run_id for point in points if any(note.is_accepted for note in point.notes)]
-    segment = judge_history(nights, METRICS[series.key.metric], accepted=accepted).baseline
-    return [night.value for night in nights[segment.start : segment.stop]]
 
 
 def write_night(night: Night, out: Path) -> list[Path]:
@@ -196,10 +269,10 @@ def finish_night(settings: NightSettings, night: Night, out: Path, environ: Mapp
         warnings += build_site(settings.results, out / "site", catalog=settings.catalog).problems
     except StoreError as error:
         warnings.append(f"no site: {error}")
-    is_bad = night.num_regressions or any(entry.state == "failed" for entry in night.entries)
+    is_bad = night.num_regressions or night.num_unjudged or any(entry.state == "failed" for entry in night.entries)
     if is_bad and settings.file.webhook is not None:
         warnings += call_webhook(environ.get(settings.file.webhook.strip("${}"), ""), night)
-    night = replace(night, warnings=tuple(warnings))
+    night = replace(night, warnings=tuple(dict.fromkeys(warnings)))
     write_night(night, out)
     return night
 

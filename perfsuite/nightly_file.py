@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import yaml
 from pydantic import Field, StringConstraints, ValidationError
 
 from perfsuite.analysis.metrics import METRICS
 from perfsuite.errors import ScenarioError
 from perfsuite.scenario.fields import Strict
+from perfsuite.scenario.files import parse_yaml, read_text
 
 GATED = ("output_tps_per_gpu", "ttft_p50_s", "tpot_p50_s")
-MAX_FILE_BYTES = 1_000_000
 
 
 class Gate(Strict):
@@ -43,36 +43,34 @@ class NightlyFile(Strict):
 
 
 def load_nightly(path: Path) -> tuple[NightlyFile, tuple[Path, ...]]:
-    """(settings, paths of the scenarios). A scenario file stands for a nightly of itself. Raises ScenarioError."""
-    data = _read(path)
-    if "scenarios" not in data:
+    """(settings, paths of the scenarios). A file whose `schema` is not nightly/… is a scenario: a nightly of itself.
+
+    Raises ScenarioError.
+    """
+    data, lines = parse_yaml(read_text(path), str(path))
+    if not isinstance(data, dict):
+        raise ScenarioError("a nightly is a mapping of keys", where=str(path), found=type(data).__name__)
+    if not str(data.get("schema")).startswith("nightly/"):
+        if "scenarios" in data:
+            raise ScenarioError("not said to be a nightly", where=str(path), cure="begin it with schema: nightly/1")
         return NightlyFile.model_validate({"schema": "nightly/1", "scenarios": [path.name]}), (path,)
     try:
         file = NightlyFile.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ScenarioError(first["msg"], where=f"{path}: {where}", cure="docs/nightly.md has every key") from None
+        raise ScenarioError(
+            first["msg"], where=_where(path, first["loc"], lines), cure="docs/nightly.md has every key"
+        ) from None
     unknown = [name for name in file.gate.metrics if name not in METRICS or METRICS[name].margin_ratio is None]
     if unknown:
-        raise ScenarioError(
-            "no metric that can be gated", where=f"{path}: gate.metrics", found=unknown[0], cure="see docs/metrics.md"
-        )
+        where = _where(path, ("gate", "metrics"), lines)
+        raise ScenarioError("no metric that can be gated", where=where, found=unknown[0], cure="see docs/metrics.md")
     return file, tuple(path.parent / name for name in file.scenarios)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        raw = path.read_bytes()
-        if len(raw) > MAX_FILE_BYTES:
-            raise ScenarioError("the file is too large", where=str(path), found=f"{len(raw):,} bytes")
-        data = yaml.safe_load(raw.decode("utf-8"))
-    except OSError as error:
-        raise ScenarioError(
-            f"cannot read the file: {error.strerror}", where=str(path), cure="check the path"
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ScenarioError("not valid YAML", where=str(path), found=str(error).splitlines()[0]) from None
-    if not isinstance(data, dict):
-        raise ScenarioError("a nightly is a mapping of keys", where=str(path), found=type(data).__name__)
-    return data
+def _where(path: Path, loc: tuple[int | str, ...], lines: Mapping[tuple[int | str, ...], int]) -> str:
+    """File, line and key; of a key that is missing the line of what it belongs to."""
+    at = loc
+    while at and at not in lines:
+        at = at[:-1]
+    return f"{path}:{lines.get(at, 1)}: {'.'.join(str(part) for part in loc)}"

@@ -14,11 +14,12 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from perfsuite.errors import StoreError, UsageError
+from perfsuite.results import conclude
 from perfsuite.store import catalog_engine
 from perfsuite.store.catalog import Catalog, open_catalog
 from perfsuite.store.catalog_engine import migrate, open_engine
 from perfsuite.store.catalog_schema import ENVIRONMENTS, METADATA, OF_RUN, RUNS
-from perfsuite.store.catalog_series import find_series, read_series
+from perfsuite.store.catalog_series import find_series, read_run, read_series
 from perfsuite.store.catalog_url import catalog_url
 from tests.bundles import complete_run
 from tests.catalogs import DAY_NS, T0_NS, night
@@ -129,6 +130,52 @@ def test_an_invalid_trial_is_in_the_catalog_and_in_no_history(url: str) -> None:
         (key,) = find_series(catalog, METRIC, arm="fp8")
         (point,) = read_series(catalog, key).points
         assert (point.num, point.value) == (1, pytest.approx(0.0126))
+
+
+def test_a_point_knows_the_canary_of_its_host_and_not_one_of_other_work(url: str) -> None:
+    measured = {"version": 1, "cpu_bytes_per_s": 1.5e9, "memory_bytes_per_s": 8e9}
+    with open_catalog(url) as catalog:
+        for number, canary in enumerate((None, measured, measured | {"version": 2})):
+            catalog.add(night(number, canary=canary))
+        (key,) = find_series(catalog, METRIC, arm="fp8")
+        found = [point.canary for point in read_series(catalog, key).points]
+    assert found == [{}, {"cpu": 1.5e9, "memory": 8e9}, {}]
+
+
+def test_a_catalog_of_the_first_schema_is_brought_up_to_date_with_its_runs_and_down_again(url: str) -> None:
+    with open_catalog(url) as catalog:
+        catalog.add(night(0, canary={"version": 1, "cpu_bytes_per_s": 1.0, "memory_bytes_per_s": 1.0}))
+        before = num_rows(catalog)
+        migrate(catalog.engine, url, target="0001")
+        assert "canary_cpu_bytes_per_s" not in {c["name"] for c in sa.inspect(catalog.engine).get_columns("runs")}
+    with open_catalog(url, create=False) as catalog:
+        assert num_rows(catalog) == before
+        (key,) = find_series(catalog, METRIC, arm="fp8")
+        assert read_series(catalog, key).points[0].canary == {}
+
+
+def test_what_a_run_can_say_is_told_without_its_bundle(url: str) -> None:
+    with open_catalog(url) as catalog:
+        catalog.add(night(0, changes={0: {"status": "engine_died"}}))
+        catalog.add(night(1))
+        state, whole = read_run(catalog, "run-0000"), read_run(catalog, "run-0001")
+        (key,) = find_series(catalog, METRIC, arm="fp8")
+        assert state is not None and state.definition == key.definition
+        assert (state.num_trials, state.num_invalid, len(state.refused)) == (4, 1, 1)
+        assert "1 usable pair" in state.refused[0]
+        assert whole is not None and (whole.num_trials, whole.num_invalid, whole.refused) == (4, 0, ())
+        assert read_run(catalog, "never-there") is None
+
+
+def test_a_postgresql_that_hangs_does_not_hold_a_run_for_ever(postgres: str, tmp_path: Path) -> None:
+    url = new_database(postgres)
+    with open_catalog(url) as catalog, catalog.engine.begin() as connection:
+        found = [connection.execute(sa.text(f"SHOW {name}_timeout")).scalar_one() for name in ("lock", "statement")]
+        assert found == ["30s", "1min"]
+        connection.execute(sa.text("LOCK TABLE runs"))
+        own = "&options=-c%20lock_timeout%3D200ms"  # a limit in the URL is kept
+        answer = conclude(complete_run(tmp_path), results=tmp_path, catalog=url + own)
+    assert answer.catalog_problem is not None and "lock timeout" in answer.catalog_problem
 
 
 def test_a_history_is_answered_by_its_index(tmp_path: Path) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from typer.testing import CliRunner
 
 from perfsuite.cataloguing import annotate, import_bundles, judge, reindex, trends
@@ -16,9 +19,12 @@ from perfsuite.report.history import history_json, history_text
 from perfsuite.results import conclude
 from perfsuite.store.bundle import open_bundle
 from perfsuite.store.catalog import open_catalog
+from perfsuite.store.catalog_schema import LEVELS, RUNS
 from perfsuite.store.catalog_series import find_series, read_series
+from perfsuite.store.importing import copy_bundle
 from perfsuite.store.reading import damaged_files
-from tests.bundles import SCENARIO, complete_run, make_plan
+from perfsuite.telemetry.canary import measure_canary
+from tests.bundles import NUM_REQUESTS, SCENARIO, complete_run, make_plan, make_server, play
 from tests.catalogs import night
 
 DOWN = "postgresql+psycopg://user:sesame@127.0.0.1:1/db"
@@ -117,6 +123,134 @@ def test_the_catalog_is_made_from_every_bundle_when_a_history_is_asked_for_first
     paths = [complete_run(tmp_path), complete_run(tmp_path)]
     assert trends(tmp_path, "e2e_p50_s")
     assert known(tmp_path) == [path.name for path in paths]
+
+
+def test_a_catalog_whose_making_was_interrupted_is_not_there(tmp_path: Path) -> None:
+    names = [complete_run(tmp_path).name, complete_run(tmp_path).name]
+
+    def stop(_run_id: str, _what: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        reindex(tmp_path, on_run=stop)
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+    assert [point.run_id for point in trends(tmp_path, "e2e_p50_s", arm="fast")[0].series.points] == names
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["catalog.db", "runs"]
+
+
+def test_two_that_make_the_catalog_at_once_both_find_every_run(tmp_path: Path) -> None:
+    names = [complete_run(tmp_path).name, complete_run(tmp_path).name]
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: trends(tmp_path, "e2e_p50_s", arm="fast"), range(3)))
+    assert [[point.run_id for point in trend.series.points] for (trend,) in found] == [names] * 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["catalog.db", "runs"]
+
+
+def test_what_could_not_be_read_when_the_catalog_was_made_is_told_by_whoever_made_it(tmp_path: Path) -> None:
+    damaged, whole, told = complete_run(tmp_path / "a"), complete_run(tmp_path / "a"), list[str]()
+    (damaged / "requests.parquet").write_bytes(b"no parquet")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    shutil.copytree(tmp_path / "a", tmp_path / "c")
+    trends(tmp_path / "a", "e2e_p50_s", on_problem=told.append)
+    annotate(tmp_path / "b", whole.name, "a note", is_accepted=False, on_problem=told.append)
+    assert len(told) == 2 and all("requests.parquet" in problem for problem in told)
+    assert trends(tmp_path / "a", "e2e_p50_s", on_problem=told.append) and len(told) == 2, "once"
+    (problem,) = import_bundles([complete_run(tmp_path / "there")], tmp_path / "c").problems
+    assert damaged.name in problem
+    shown = CliRunner().invoke(app, ["history", "e2e_p50_s", "--results", str(tmp_path / "a")])
+    assert "warning" not in shown.stderr
+    (tmp_path / "a" / "catalog.db").unlink()
+    shown = CliRunner().invoke(app, ["history", "e2e_p50_s", "--results", str(tmp_path / "a")])
+    assert "warning: " in shown.stderr and "requests.parquet" in shown.stderr
+
+
+def prune(path: Path) -> None:
+    (path / "requests.parquet").unlink()
+    (path / "pruned.json").write_text('{"utc_ns": 1, "removed": ["requests.parquet"]}')
+
+
+def test_a_run_whose_raw_data_were_removed_keeps_its_row_and_gets_none_anew(tmp_path: Path) -> None:
+    known_one, unknown = complete_run(tmp_path), complete_run(tmp_path / "later")
+    reindex(tmp_path)
+    unknown = unknown.rename(known_one.parent / unknown.name)
+    prune(known_one)
+    prune(unknown)
+    for everything in (False, True):
+        done = reindex(tmp_path, everything=everything)
+        assert (done.unchanged, done.pruned, done.problems) == ((known_one.name,), (unknown.name,), ())
+    assert known(tmp_path) == [known_one.name]
+    shown = CliRunner().invoke(app, ["reindex", "--results", str(tmp_path)], catch_exceptions=False)
+    assert shown.exit_code == 0 and "1 unchanged, 1 pruned" in shown.stdout
+    with pytest.raises(StoreError, match="raw data were removed"):
+        import_bundles([unknown], tmp_path / "here")
+
+
+def test_a_note_that_the_catalog_cannot_take_is_not_written_either(tmp_path: Path) -> None:
+    pruned, damaged, whole = complete_run(tmp_path), complete_run(tmp_path), complete_run(tmp_path)
+    prune(pruned)
+    (damaged / "requests.parquet").write_bytes(b"no parquet")
+    with pytest.raises(StoreError, match="raw data were removed"):
+        annotate(tmp_path, pruned.name, "a note", is_accepted=True)
+    with pytest.raises(StoreError, match=r"requests\.parquet"):
+        annotate(tmp_path, damaged.name, "a note", is_accepted=True)
+    with pytest.raises(StoreError, match="cannot be used"):
+        annotate(tmp_path, whole.name, "a note", is_accepted=True, catalog=DOWN)
+    assert list(tmp_path.rglob("annotations.jsonl")) == []
+
+
+def test_a_value_that_is_not_above_0_is_left_out_and_told_and_the_rest_is_judged(tmp_path: Path) -> None:
+    with open_catalog(f"sqlite:///{tmp_path}/catalog.db") as catalog:
+        for number in range(12):
+            catalog.add(night(number))
+        for run_id in ("run-0004", "run-0011"):
+            with catalog.engine.begin() as connection:
+                of_run = sa.select(RUNS.c.id).where(RUNS.c.run_id == run_id).scalar_subquery()
+                connection.execute(sa.update(LEVELS).where(LEVELS.c.run == of_run).values(median=0.0))
+            (key,) = find_series(catalog, "ttft_p50_s", arm="fp8")
+            trend = judge(read_series(catalog, key))
+            assert trend.history is not None and run_id in [point.run_id for point in trend.left_out]
+            assert f"left out: {run_id}, its value 0 is not above 0" in history_text([trend], width=100)
+            assert (trend.gate is None) == (run_id == "run-0011"), "a newest run without a value is not gated"
+    assert len(trend.series.points) == 10 and len(history_json([trend])["series"][0]["left_out"]) == 2
+
+
+def test_a_series_without_any_value_above_0_is_shown_and_not_judged(tmp_path: Path) -> None:
+    with open_catalog(f"sqlite:///{tmp_path}/catalog.db") as catalog:
+        catalog.add(night(0))
+        with catalog.engine.begin() as connection:
+            connection.execute(sa.update(LEVELS).values(median=0.0))
+        trend = judge(read_series(catalog, find_series(catalog, "ttft_p50_s", arm="fp8")[0]))
+    assert (trend.history, trend.gate, len(trend.left_out)) == (None, None, 1)
+    assert "left out: run-0000" in history_text([trend], width=100)
+
+
+def test_imports_of_one_bundle_at_once_give_it_once(tmp_path: Path) -> None:
+    path = complete_run(tmp_path / "there")
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: copy_bundle(path, tmp_path / "here"), range(4)))
+    assert sum(is_new for _, is_new in found) == 1 and len({where for where, _ in found}) == 1
+    assert damaged_files(found[0][0]) == [] and not (tmp_path / "here" / "arriving").exists()
+
+
+def test_an_import_leaves_the_half_copy_of_another_alone(tmp_path: Path) -> None:
+    path = complete_run(tmp_path / "there")
+    other = tmp_path / "here" / "arriving" / path.name / "half"
+    other.mkdir(parents=True)
+    assert copy_bundle(path, tmp_path / "here")[1]
+    assert other.exists()
+
+
+def test_the_canary_of_a_bundle_is_in_the_catalog(tmp_path: Path) -> None:
+    plan = make_plan()
+    with open_bundle(tmp_path, plan, scenario_text=SCENARIO) as bundle:
+        bundle.event("canary", **asdict(measure_canary()))
+        for block in plan.blocks:
+            bundle.add_server(block.ordinal, make_server())
+            for trial in block.trials:
+                play(bundle, trial, range(NUM_REQUESTS))
+    (point,) = trends(tmp_path, "e2e_p50_s", arm="fast")[0].series.points
+    assert point.canary.keys() == {"cpu", "memory"} and min(point.canary.values()) > 0
+    assert history_json(trends(tmp_path, "e2e_p50_s", arm="fast"))["series"][0]["points"][0]["canary"] == point.canary
 
 
 def test_a_run_can_do_without_a_catalog(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import pytest
 
 from benchmarks.statistics.trials import nights as made_nights
 from perfsuite.analysis.change_points import ChangePoint, best_split, change_points
-from perfsuite.analysis.history import Night, fact_changes, gate, judge_history, stable_segments
+from perfsuite.analysis.history import fact_changes, gate, judge_history, last_evidence, stable_segments
+from perfsuite.analysis.history_nights import Night
 from perfsuite.analysis.metrics import METRICS
 
 TPS = METRICS["output_tps_per_gpu"]
@@ -177,17 +179,50 @@ def test_a_change_point_is_attributed_to_what_changed_then(
     assert (found.evidence[0] if found.evidence else None) == evidence
 
 
+def with_canary(
+    before: float, after: float, *, level: float = 90, noise: float = 0.0, facts: Mapping[str, str] | None = None
+) -> list[Night]:
+    """Nights at 100, from the 25th on at `level`, when a new engine came; the canary's level changes then too."""
+    nights = series_of((100, 25), (level, 25), facts={25: {"engine_version": "1.1"}})
+    factors = np.exp(noise * np.random.default_rng(6).normal(size=50))
+    rates = [(before if k < 25 else after) * factors[k] for k in range(50)]
+    told = [n.facts if facts is None else facts for n in nights]
+    return [replace(n, canary={"cpu": rates[k]}, facts=told[k]) for k, n in enumerate(nights)]
+
+
 def test_a_canary_that_moved_too_says_it_is_the_node_and_one_that_stood_says_it_is_not() -> None:
-    nights = series_of((100, 25), (90, 25), facts={25: {"engine_version": "1.1"}})
-
-    def with_canary(after: float) -> list[Night]:
-        return [
-            Night(run_id=n.run_id, utc_ns=n.utc_ns, value=n.value, facts=n.facts, canary=50.0 if k < 25 else after)
-            for k, n in enumerate(nights)
-        ]
-
-    (node,) = judge_history(with_canary(45.0), TPS).attributions
-    assert (node.cause, node.evidence[0]) == ("node", "the canary benchmark of the node moved too: ×0.900")
-    (software,) = judge_history(with_canary(50.0), TPS).attributions
+    (node,) = judge_history(with_canary(50.0, 45.0), TPS).attributions
+    assert (node.cause, node.evidence[0]) == ("node", "the canary benchmark of the node moved too: cpu ×0.900")
+    assert node.evidence[1] == "engine_version: 1.0 → 1.1", "the other change is told"
+    (software,) = judge_history(with_canary(50.0, 50.0), TPS).attributions
     assert software.cause == "software"
-    assert software.evidence[-1] == "the canary benchmark of the node did not move: ×1.000"
+    assert "the canary benchmark of the node did not move along: cpu ×1.000; GPUs are not in it" in software.evidence
+
+
+def test_a_slower_host_explains_a_longer_latency_and_no_better_one() -> None:
+    (longer,) = judge_history(with_canary(50.0, 45.0, level=112), TTFT).attributions
+    assert longer.cause == "node"
+    (shorter,) = judge_history(with_canary(50.0, 45.0, level=90), TTFT).attributions
+    assert shorter.cause == "software"
+    (faster,) = judge_history(with_canary(50.0, 55.0), TPS).attributions
+    assert faster.cause == "software", "a faster host makes no throughput worse"
+
+
+def test_a_canary_within_its_own_noise_is_no_witness() -> None:
+    (found,) = judge_history(with_canary(50.0, 46.5, noise=0.15), TPS).attributions
+    assert found.cause == "software"
+
+
+def test_the_canary_of_a_load_host_beside_a_remote_server_speaks_for_the_client() -> None:
+    (found,) = judge_history(with_canary(50.0, 45.0, facts={"client_host": "a"}), TPS).attributions
+    assert (found.cause, found.evidence) == ("client", ("the canary benchmark of the load host moved too: cpu ×0.900",))
+
+
+def test_the_last_night_is_told_with_its_canary_and_what_was_installed() -> None:
+    slower = with_canary(50.0, 46.0, noise=0.002)[:26]
+    host, software = last_evidence(slower)
+    assert host.startswith("the node was slower: canary cpu ×0.91") and "limit ×1.020" in host
+    assert software == "engine_version: 1.0 → 1.1"
+    assert last_evidence(with_canary(50.0, 50.0, noise=0.002)[:25])[0].startswith("the node was as usual: canary cpu")
+    assert last_evidence(slower[:1]) == ()
+    assert last_evidence(slower[:5]) == (), "too few nights to say what is usual"

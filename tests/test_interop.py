@@ -18,7 +18,7 @@ from perfsuite.api import FORMATS
 from perfsuite.cli import app
 from perfsuite.errors import StoreError, UsageError
 from perfsuite.interop.formats import IMPORTERS
-from perfsuite.interop.imported import ImportedValue, Parsed, check_translation, imported_text
+from perfsuite.interop.imported import ImportedValue, Parsed, imported_text
 from perfsuite.results import import_file, load_imported
 
 DATA = Path("tests/data/interop")
@@ -28,8 +28,10 @@ FILES = {
     "aiperf-0.13.0.json": "aiperf",
     "aiperf-0.13.0.jsonl": "aiperf",
     "guidellm-0.8.1.json": "guidellm",
+    "inferencex-agg-77f3e680.json": "inferencex",
     "inferencex-agg-constructed.json": "inferencex",
     "mlperf-loadgen-6.0.17-server.txt": "mlperf",
+    "mlperf-loadgen-6.0.17-offline.txt": "mlperf",
     "locust-2.47.0_stats.csv": "locust",
     "pytest-benchmark-5.3.1.json": "pytest-benchmark",
 }
@@ -50,6 +52,17 @@ def metrics(name: str, *, comparable: bool) -> set[str]:
 def test_each_format_has_a_file_of_its_tool() -> None:
     assert set(FILES.values()) == set(IMPORTERS)
     assert {path.name for path in DATA.iterdir()} == {*FILES, "README.md"}
+
+
+def check_translation(value: ImportedValue) -> str | None:
+    """What is wrong with a translation: an unknown metric, another unit, no reason; None when nothing."""
+    if value.metric is not None and value.metric not in METRICS:
+        return f"no metric {value.metric!r}"
+    if value.comparable and (value.metric is None or METRICS[value.metric].unit != value.unit):
+        return f"{value.name} {value.statistic} in {value.unit!r} is comparable to nothing in that unit"
+    if not value.comparable and not value.caveat:
+        return f"{value.name} {value.statistic} is not comparable and nothing says why"
+    return None
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -73,8 +86,9 @@ def test_each_format_is_named_in_the_help_and_in_the_docs() -> None:
     text = Path("docs/interop.md").read_text(encoding="utf-8")
     for tool in IMPORTERS:
         assert tool in shown and f"| `{tool}` |" in text
+    formats = CliRunner().invoke(app, ["export", "--help"], env={"COLUMNS": "300"}).stdout
     for format in FORMATS:
-        assert f"`{format}`" in text
+        assert f"`{format}`" in text and format in formats
 
 
 def test_vllm_latencies_become_seconds_from_the_sending() -> None:
@@ -151,6 +165,14 @@ def test_inferencex_throughput_is_of_the_whole_run_and_power_only_where_it_is_va
     assert not [name for name, _ in second if "power" in name or "joules" in name]
 
 
+def test_a_row_of_inferencex_own_script_is_read_and_its_inverted_deviation_is_not() -> None:
+    found = values("inferencex-agg-77f3e680.json")
+    assert found["tpot", "p50"].value == 0.22583703103225616
+    assert found["intvty", "p50"].value * found["tpot", "p50"].value == pytest.approx(1.0)
+    assert found["e2el", "p95"].value == 7.819587646750107
+    assert ("intvty", "std") not in found and ("tpot", "std") in found
+
+
 def test_mlperf_counts_from_the_scheduled_time_as_we_do() -> None:
     found = values("mlperf-loadgen-6.0.17-server.txt")
     assert metrics("mlperf-loadgen-6.0.17-server.txt", comparable=True) == {
@@ -160,6 +182,15 @@ def test_mlperf_counts_from_the_scheduled_time_as_we_do() -> None:
     assert found["time per output token", "p99"].value == pytest.approx(0.004774915)
     facts = parsed("mlperf-loadgen-6.0.17-server.txt").results[0].facts
     assert facts["Result is"] == "INVALID" and facts["Scenario"] == "Server"
+
+
+def test_an_offline_summary_of_mlperf_has_its_throughputs() -> None:
+    found = values("mlperf-loadgen-6.0.17-offline.txt")
+    tokens, samples = found["Tokens per second", "run"], found["Samples per second", "run"]
+    assert (tokens.value, tokens.metric, tokens.comparable) == (607.372, "output_tps_run", False)
+    assert (samples.value, samples.metric, samples.comparable) == (151.843, "request_rate_per_s", False)
+    assert found["latency", "p99"].value == pytest.approx(0.362216114)
+    assert parsed("mlperf-loadgen-6.0.17-offline.txt").results[0].facts["Scenario"] == "Offline"
 
 
 def test_locust_times_are_what_its_file_makes_them() -> None:
@@ -265,6 +296,14 @@ def test_the_table_marks_what_is_not_ours_and_fits_the_terminal(name: str, tmp_p
     for value in (value for result in run.results for value in result.values):
         if value.metric:
             assert f"{'=' if value.comparable else '≠'} {value.metric}" in text
+
+
+def test_the_table_says_what_differs_of_the_values_that_have_a_metric(tmp_path: Path) -> None:
+    _, run = import_file("vllm-bench", DATA / "vllm-bench-0.32.0-completions.json", tmp_path)
+    text = " ".join(imported_text(run, width=80).split())
+    for value in (value for result in run.results for value in result.values if value.metric):
+        assert value.caveat in text
+    assert "perfsuite has no mean of it" not in text
 
 
 def test_the_verb_imports_a_file_and_says_where_it_is_kept(tmp_path: Path) -> None:

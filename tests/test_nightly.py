@@ -17,17 +17,24 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 import yaml
 
 from perfsuite.analysis.history import Gate
-from perfsuite.dashboard import PRUNED, build_site
+from perfsuite.cataloguing import judge, reindex
+from perfsuite.dashboard import build_site
 from perfsuite.errors import EngineError, Interrupted, ScenarioError, UsageError
-from perfsuite.nightly import NightSettings, call_webhook, finish_night, play_night, prune
+from perfsuite.nightly import NightSettings, call_webhook, finish_night, gate_trend, play_night, prune
 from perfsuite.nightly_file import NightlyFile, load_nightly
 from perfsuite.report.night import Gated, Night, NightEntry, night_json, night_junit, night_markdown
 from perfsuite.results import conclude
 from perfsuite.store.annotations import add_annotation
+from perfsuite.store.catalog import open_catalog
+from perfsuite.store.catalog_schema import LEVELS, RUNS
+from perfsuite.store.catalog_series import find_series, read_series
+from perfsuite.store.layout import PRUNED
 
+NOISE = (0, 3)  # a stall of a shared machine may make a short trial invalid, and says so: exit code 3
 DEMO = Path("dashboards/demo/made_runs.py")
 NUM_BEFORE = 12
 FIRST = datetime(2026, 9, 1, 2, 0, tzinfo=UTC)
@@ -54,14 +61,19 @@ class Nights:
         self.scenario = folder / "nightly.yaml"
         self.scenario.write_text(made.night_text())
         self.slowdowns: list[float] = []
+        self.bad_arm: str | None = None  # of tonight's first run
         self.played: list[str] = []
 
-    def make(self, begin: datetime, slowdown: float = 1.0, catalog: str | None = None) -> str:
+    def make(self, begin: datetime, slowdown: float = 1.0, bad_arm: str | None = None) -> str:
+        """bad_arm: its trials are invalid, for its engine died."""
         path = made.make_run(
-            self.results, made.night_text(), "deepseek-v3.2", begin, np.random.default_rng(begin.toordinal()),
+            self.results, self.scenario.read_text(), "deepseek-v3.2", begin, np.random.default_rng(begin.toordinal()),
             slowdown={"vllm-nvfp4": slowdown},
         )  # fmt: skip
-        conclude(path, results=self.results, catalog=catalog)
+        rows = [json.loads(line) for line in (path / "trials.jsonl").read_text().splitlines()]
+        rows = [row | ({"status": "engine_died"} if row["arm"] == bad_arm else {}) for row in rows]
+        (path / "trials.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        conclude(path, results=self.results)
         return str(path.name)
 
     def history(self) -> Nights:
@@ -71,7 +83,8 @@ class Nights:
 
     def play(self, _path: Path) -> str:
         slowdown = self.slowdowns[len(self.played)]
-        run_id = self.make(TONIGHT + timedelta(minutes=10 * len(self.played)), slowdown)
+        bad_arm = None if self.played else self.bad_arm
+        run_id = self.make(TONIGHT + timedelta(minutes=10 * len(self.played)), slowdown, bad_arm)
         self.played.append(run_id)
         return run_id
 
@@ -109,7 +122,7 @@ def test_the_verb_exits_4_on_a_confirmed_regression(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def before(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("before")
-    Nights(folder).history()
+    reindex(Nights(folder).history().results)
     return folder
 
 
@@ -117,9 +130,9 @@ def before(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def nights(before: Path, tmp_path: Path) -> Nights:
     import shutil
 
-    shutil.copytree(before / "results", tmp_path / "results")
-    for path in (tmp_path / "results").glob("catalog.db*"):  # it names the folder that it was made in
-        path.unlink()
+    shutil.copytree(
+        before / "results", tmp_path / "results"
+    )  # its catalog knows the runs: their manifests are the same
     return Nights(tmp_path)
 
 
@@ -134,7 +147,8 @@ def test_a_night_at_the_old_level_is_played_once_and_within_its_limits(nights: N
     assert night.entries[0].state == "played"
     assert night.entries[0].rerun_id is None
     assert len(night.entries[0].gated) == 3 * 3  # three metrics of two arms and their ratio
-    assert "regression" not in states(night)
+    assert states(night) <= {"ok", "improvement"}
+    assert night.num_unjudged == 0
 
 
 def test_a_regression_is_confirmed_by_a_rerun_and_only_in_the_arm_that_has_it(nights: Nights) -> None:
@@ -200,6 +214,122 @@ def test_a_scenario_that_fails_does_not_end_the_night(nights: Nights) -> None:
     assert night.entries[0].state == "failed"
     assert "did not start" in (night.entries[0].problem or "")
     assert "failed" in night_markdown(night)
+
+
+def one_arm(nights: Nights) -> None:
+    """Tonight's scenario has the second arm no more."""
+    lines = [line for line in made.night_text().splitlines() if "vllm-nvfp4" not in line]
+    nights.scenario.write_text("\n".join(line for line in lines if line != "comparisons:") + "\n")
+
+
+def test_a_night_without_a_valid_trial_fails_and_what_has_a_history_is_not_measured(nights: Nights) -> None:
+    one_arm(nights)
+    nights.slowdowns, nights.bad_arm = [1.0], "vllm-fp8"
+    night = play_night(nights.settings(), nights.play)
+    assert (night.entries[0].state, len(nights.played)) == ("failed", 1)
+    assert "no valid trial" in (night.entries[0].problem or "")
+    assert [(row.subject, row.state) for row in night.entries[0].gated] == [("vllm-fp8", "not_measured")] * 3
+    assert night.num_unjudged == 3
+    assert "has a history and no value tonight" in night_markdown(night) and "3 not measured" in night_markdown(night)
+
+
+def test_a_first_night_without_a_valid_trial_fails_too(tmp_path: Path) -> None:
+    nights = Nights(tmp_path)
+    one_arm(nights)
+    nights.slowdowns, nights.bad_arm = [1.0], "vllm-fp8"
+    night = play_night(nights.settings(), nights.play)
+    assert (night.entries[0].state, night.entries[0].gated) == ("failed", ())
+
+
+def test_an_arm_without_a_value_tonight_is_told_and_a_comparison_that_cannot_be_made_fails(nights: Nights) -> None:
+    nights.slowdowns, nights.bad_arm = [1.0], "vllm-nvfp4"
+    (entry,) = play_night(nights.settings(), nights.play).entries
+    missing = {row.subject for row in entry.gated if row.state == "not_measured"}
+    assert missing == {"vllm-nvfp4", "vllm-nvfp4 / vllm-fp8"}
+    assert entry.state == "failed" and "no valid comparison" in (entry.problem or "")
+
+
+def test_a_regression_is_confirmed_though_a_comparison_cannot_be_made(nights: Nights) -> None:
+    nights.slowdowns, nights.bad_arm = [1.2, 1.2], "vllm-fp8"
+    night = play_night(nights.settings(), nights.play)
+    assert len(nights.played) == 2 and night.entries[0].state == "failed"
+    assert {row.subject for row in night.entries[0].regressions} == {"vllm-nvfp4"}
+
+
+def test_an_arm_that_the_scenario_no_longer_has_is_not_missed(nights: Nights) -> None:
+    one_arm(nights)
+    nights.slowdowns = [1.0]
+    (entry,) = play_night(nights.settings(), nights.play).entries
+    assert (entry.state, {row.subject for row in entry.gated}) == ("played", {"vllm-fp8"})
+
+
+def test_a_value_of_0_is_not_measured_and_says_so(nights: Nights) -> None:
+    with open_catalog(f"sqlite:///{nights.results}/catalog.db") as catalog:
+        newest = list(catalog.known())[-1]
+        with catalog.engine.begin() as connection:
+            of_run = sa.select(RUNS.c.id).where(RUNS.c.run_id == newest).scalar_subquery()
+            connection.execute(sa.update(LEVELS).where(LEVELS.c.run == of_run).values(median=0.0))
+        (key,) = find_series(catalog, "ttft_p50_s", arm="vllm-fp8")
+        row = gate_trend(judge(read_series(catalog, key)), newest, None)
+    assert row is not None and (row.state, row.value) == ("not_measured", None)
+    assert row.gate.num_history == NUM_BEFORE - 1 and row.evidence == ("the value 0 is not above 0",)
+
+
+def test_a_rerun_that_fails_leaves_what_the_first_run_showed(nights: Nights) -> None:
+    def play(path: Path) -> str:
+        if nights.played:
+            raise EngineError("the engine did not start")
+        return nights.play(path)
+
+    nights.slowdowns = [1.2]
+    night = play_night(nights.settings(), play)
+    assert night.entries[0].state == "failed" and "did not start" in (night.entries[0].problem or "")
+    assert "unconfirmed" in states(night) and len(night.entries[0].gated) == 9
+    nights.slowdowns.append(1.2)
+    again = play_night(nights.settings(), nights.play)
+    assert again.num_regressions > 0, "started again, the night goes on with the re-run"
+
+
+def test_a_rerun_without_a_valid_trial_confirms_nothing_and_fails(nights: Nights) -> None:
+    def play(path: Path) -> str:
+        bad_arm = "vllm-nvfp4" if nights.played else None
+        run_id = nights.make(TONIGHT + timedelta(minutes=10 * len(nights.played)), 1.2, bad_arm)
+        nights.played.append(run_id)
+        return run_id
+
+    night = play_night(nights.settings(), play)
+    assert night.entries[0].state == "failed" and night.num_regressions == 0
+    assert night.num_unjudged > 0
+
+
+def test_bundles_that_cannot_be_read_are_warnings_of_the_night(nights: Nights) -> None:
+    damaged = min((nights.results / "runs").glob("*/*"))
+    (damaged / "requests.parquet").write_bytes(b"no parquet")
+    (nights.results / "catalog.db").unlink()
+    nights.slowdowns = [1.0]
+    night = play_night(nights.settings(), nights.play)
+    (warning,) = night.warnings
+    assert damaged.name in warning
+    assert f"warning: {' '.join(warning.split())}" in night_markdown(night).replace("\\", "")
+
+
+def test_a_worse_night_is_told_with_what_else_was_different(nights: Nights) -> None:
+    nights.slowdowns = [1.2]
+    night = play_night(nights.settings(gate={"rerun": False, "ratios": False}), lambda path: newer(nights, path))
+    (row, *_) = [row for row in night.entries[0].gated if row.state == "unconfirmed"]
+    assert row.evidence == ("engine_version: 0.19.1-fixture → 0.20.0-fixture",)
+    assert "engine\\_version: 0.19.1-fixture" in night_markdown(night)
+    assert "engine_version: 0.19.1-fixture" in night_junit(night)
+
+
+def newer(nights: Nights, _path: Path) -> str:
+    """A slow night with a newer engine."""
+    path = made.make_run(
+        nights.results, made.night_text(), "deepseek-v3.2", TONIGHT, np.random.default_rng(5),
+        slowdown={"vllm-nvfp4": 1.2}, version="0.20.0-fixture",
+    )  # fmt: skip
+    conclude(path, results=nights.results)
+    return str(path.name)
 
 
 def test_an_interrupt_ends_the_night(nights: Nights) -> None:
@@ -329,6 +459,9 @@ def test_gating_goes_on_after_old_raw_data_were_removed(nights: Nights) -> None:
         ("schema: nightly/1\nscenarios: [a.yaml]\ngate: {metrics: [kv_capacity_tokens]}\n", "gate.metrics"),
         ("- a\n", "mapping"),
         ("a: [", "YAML"),
+        ("schema: nightly/1\nscenarios: [a.yaml]\nscenarios: [b.yaml]\n", "stands twice"),
+        ("schema: nightly/1\nscenarios: [a.yaml]\nkeep: {raw_days: 0}\n", "n.yaml:3: keep.raw_days"),
+        ("scenarios: [a.yaml]\n", "schema: nightly/1"),
     ],
 )
 def test_a_wrong_file_is_refused_in_words(tmp_path: Path, text: str, found: str) -> None:
@@ -389,6 +522,7 @@ arms:
      parallelism: {tensor: 8}}
   nvfp4: {<<: *arm, checkpoint: nvidia/DeepSeek-V3.2-NVFP4, precision: nvfp4}
 comparisons: [{baseline: fp8, candidate: nvfp4}]
+repeat_invalid: 0
 workload: {input_tokens: 16, output_tokens: 8}
 load: [{concurrency: 2, requests: 8}]
 """
@@ -403,8 +537,12 @@ def test_the_verb_plays_a_real_night_and_then_has_nothing_left_to_do(tmp_path: P
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
 
     first = nightly()
-    assert first.returncode == 0, first.stderr
-    assert "tiny (EMULATED) | played" in first.stdout
-    assert "done before" in nightly().stdout
-    assert len(list((tmp_path / "results" / "runs").glob("*/*"))) == 1
+    assert first.returncode in NOISE, first.stderr
+    is_noisy = first.returncode == 3
+    assert f"tiny (EMULATED) | {'failed: no valid' if is_noisy else 'played'}" in first.stdout
+    assert ("failed: no valid" if is_noisy else "done before") in nightly().stdout
+    (path,) = (tmp_path / "results" / "runs").glob("*/*")
+    events = [json.loads(line) for line in (path / "events.jsonl").read_text().splitlines()]
+    (canary,) = [event for event in events if event["kind"] == "canary"]
+    assert canary["cpu_bytes_per_s"] > 0 and canary["memory_bytes_per_s"] > 0 and "not measured" in canary["gpu"]
     assert (tmp_path / "out" / "site" / "index.html").exists()

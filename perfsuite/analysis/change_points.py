@@ -85,7 +85,7 @@ def _candidates(logs: Floats) -> set[int]:
 def _splits(logs: Floats) -> set[int]:
     """Recursive binary splitting at the largest energy statistic, while the t test of the split holds at 5 %."""
     split = best_split(logs)
-    if split is None or _p_value(logs[:split], logs[split:]) >= 0.05:
+    if split is None or two_sample_p(logs[:split], logs[split:]) >= 0.05:
         return set()
     return _splits(logs[:split]) | {split} | {split + later for later in _splits(logs[split:])}
 
@@ -115,10 +115,10 @@ def _test(logs: Floats, found: Sequence[int], number: int) -> ChangePoint:
     edges = [0, *found, len(logs)]
     before, after = logs[edges[number] : edges[number + 1]], logs[edges[number + 1] : edges[number + 2]]
     ratio = math.exp(float(after.mean() - before.mean()))
-    return ChangePoint(index=found[number], ratio=ratio, p=_p_value(before, after))
+    return ChangePoint(index=found[number], ratio=ratio, p=two_sample_p(before, after))
 
 
-def _p_value(before: Floats, after: Floats) -> float:
+def two_sample_p(before: Floats, after: Floats) -> float:
     """Student's two-sample t test with pooled variance; 1 without degrees of freedom."""
     df = len(before) + len(after) - 2
     if min(len(before), len(after)) < 1 or df < 1:

@@ -11,18 +11,20 @@ baseline so far, beyond the margin, or to one that a person accepted.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 
 import numpy as np
 
 from perfsuite.analysis.change_points import ChangePoint, change_points
+from perfsuite.analysis.history_nights import CanaryRatio, Night, canary_host, canary_ratios
 from perfsuite.analysis.metrics import Metric
 
 MIN_HISTORY = 8  # nights of the baseline's segment before the gate judges
 FENCE_IQRS = 3.0
+CANARY_MARGIN_RATIO = 0.02  # a host this much slower or faster is the same
 TOLERANCE_NIGHTS = 3  # a cause is looked for so many nights around a change point
 
 # Facts of a night -> what a change of them can explain. In the order in which they are suspected.
@@ -37,22 +39,6 @@ CAUSES: dict[str, str] = {
     "client_version": "client",
     "client_host": "client",
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Night:
-    """One night's value of a metric.
-
-    value   positive; median over the night's usable trials
-    facts   keys of CAUSES -> what was installed; unknown ones are left out
-    canary  value of the node's canary benchmark that night (higher is better); None without one
-    """
-
-    run_id: str
-    utc_ns: int
-    value: float
-    facts: Mapping[str, str] = field(default_factory=dict)
-    canary: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +121,7 @@ def judge_history(nights: Sequence[Night], metric: Metric, *, accepted: Collecti
     return History(
         change_points=points,
         is_regression=tuple((point.ratio > 1) != (metric.direction == "higher") for point in points),
-        attributions=tuple(attribute(nights, point, notes) for point in points),
+        attributions=tuple(attribute(nights, point, notes, metric) for point in points),
         segments=segments,
         annotations=notes,
     )
@@ -186,9 +172,7 @@ def gate(history: Sequence[float], tonight: float, metric: Metric, *, rerun: flo
     if len(history) < MIN_HISTORY:
         return Gate(state="too_short", baseline=None, change_ratio=None, limit_ratio=None, num_history=len(history))
     level = median(history)
-    distances = np.abs(np.log(np.asarray(history) / level))
-    q1, q3 = (float(value) for value in np.percentile(distances, (25, 75)))
-    limit_log = max(math.log1p(_margin(metric)), q3 + FENCE_IQRS * (q3 - q1))
+    limit_log = usual_log(history, margin_ratio=_margin(metric))
     change_log = math.log(tonight / level)
     state = "ok"
     if abs(change_log) > limit_log:
@@ -201,6 +185,13 @@ def gate(history: Sequence[float], tonight: float, metric: Metric, *, rerun: flo
         limit_ratio=math.exp(limit_log),
         num_history=len(history),
     )
+
+
+def usual_log(history: Sequence[float], *, margin_ratio: float) -> float:
+    """How far from the median, in logarithms, a night of this history may lie: the limit of gate()."""
+    distances = np.abs(np.log(np.asarray(history) / median(history)))
+    q1, q3 = (float(value) for value in np.percentile(distances, (25, 75)))
+    return max(math.log1p(margin_ratio), q3 + FENCE_IQRS * (q3 - q1))
 
 
 def _after_rerun(first_log: float, second_log: float, limit_log: float, metric: Metric) -> str:
@@ -221,18 +212,42 @@ def fact_changes(nights: Sequence[Night]) -> tuple[Annotation, ...]:
     return tuple(out)
 
 
-def attribute(nights: Sequence[Night], point: ChangePoint, notes: Sequence[Annotation]) -> Attribution:
-    """What changed with the level. The canary is the stronger witness: when it moved the same way, it is the node.
+def last_evidence(nights: Sequence[Night]) -> tuple[str, ...]:
+    """What else was different on the last night: its canary against the nights before, and facts that changed since the
+    night before. Empty for a single night.
+    """
+    if len(nights) < 2:
+        return ()
+    changed = [note for note in fact_changes(nights) if note.index == len(nights) - 1]
+    return (*_last_canary(nights), *(f"{note.key}: {note.before} → {note.after}" for note in changed))
+
+
+def _last_canary(nights: Sequence[Night]) -> Iterator[str]:
+    """A sentence for each part of the canary that at least MIN_HISTORY nights before have."""
+    last, host = nights[-1], canary_host(nights[-1])[1]
+    for part, value in last.canary.items():
+        before = [night.canary[part] for night in nights[:-1] if part in night.canary]
+        if len(before) >= MIN_HISTORY:
+            change, limit_log = value / median(before), usual_log(before, margin_ratio=CANARY_MARGIN_RATIO)
+            word = "as usual" if abs(math.log(change)) <= limit_log else "faster" if change > 1 else "slower"
+            yield f"the {host} was {word}: canary {part} ×{change:.3f} (limit ×{math.exp(limit_log):.3f})"
+
+
+def attribute(nights: Sequence[Night], point: ChangePoint, notes: Sequence[Annotation], metric: Metric) -> Attribution:
+    """What changed with the level. The canary is the stronger witness: when it moved the same way, it is the host.
 
     Coincidence in time is evidence, no proof: with several kinds of change at once the cause is "several".
     """
-    canary_ratio = _canary_ratio(nights, point.index)
-    if canary_ratio is not None and _moved_along(canary_ratio, point.ratio):
-        words = f"the canary benchmark of the node moved too: ×{canary_ratio:.3f}"
-        return Attribution(cause="node", evidence=(words, *_near(notes, point.index, {"node"})))
+    ratios = canary_ratios(nights, point.index)
+    better = point.ratio if metric.direction == "higher" else 1 / point.ratio
+    along = {part: moved for part, moved in ratios.items() if moved.is_change and _goes_along(moved.ratio, better)}
+    if along:
+        cause, host = canary_host(nights[point.index])
+        words = f"the canary benchmark of the {host} moved too: {_ratio_words(along)}"
+        return Attribution(cause=cause, evidence=(words, *_near(notes, point.index, set(CAUSES.values()))))
     near = [note for note in notes if abs(note.index - point.index) <= TOLERANCE_NIGHTS]
     kinds = list(dict.fromkeys(CAUSES[key] for key in CAUSES if any(note.key == key for note in near)))
-    steady = () if canary_ratio is None else (f"the canary benchmark of the node did not move: ×{canary_ratio:.3f}",)
+    steady = _steady_words(nights[point.index], ratios)
     if not kinds:
         return Attribution(cause="unexplained", evidence=steady)
     cause = kinds[0] if len(kinds) == 1 else "several"
@@ -245,13 +260,18 @@ def _near(notes: Sequence[Annotation], index: int, kinds: Collection[str]) -> tu
     return tuple(f"{note.key}: {note.before} → {note.after}" for note in ranked)
 
 
-def _canary_ratio(nights: Sequence[Night], index: int) -> float | None:
-    """Median of the canary over up to ten nights after the change / before it; None with fewer than three of either."""
-    before = [night.canary for night in nights[max(0, index - 10) : index] if night.canary is not None]
-    after = [night.canary for night in nights[index : index + 10] if night.canary is not None]
-    return median(after) / median(before) if min(len(before), len(after)) >= 3 else None
+def _goes_along(canary_ratio: float, better_ratio: float) -> bool:
+    """Slower with worse, faster with better, and at least half as far on the log scale."""
+    moved, wanted = math.log(canary_ratio), math.log(better_ratio)
+    return moved * wanted > 0 and abs(moved) >= abs(wanted) / 2
 
 
-def _moved_along(canary_ratio: float, ratio: float) -> bool:
-    """At least half as far as the metric (on the log scale), in either direction: latencies move the other way."""
-    return abs(math.log(canary_ratio)) >= abs(math.log(ratio)) / 2
+def _ratio_words(ratios: Mapping[str, CanaryRatio]) -> str:
+    return ", ".join(f"{part} ×{moved.ratio:.3f}" for part, moved in ratios.items())
+
+
+def _steady_words(night: Night, ratios: Mapping[str, CanaryRatio]) -> tuple[str, ...]:
+    if not ratios:
+        return ()
+    told = f"the canary benchmark of the {canary_host(night)[1]} did not move along: {_ratio_words(ratios)}"
+    return (f"{told}; GPUs are not in it",)

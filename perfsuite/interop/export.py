@@ -3,54 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 from perfsuite.analysis.compare import ComparisonResult
-from perfsuite.analysis.metrics import METRICS, Metric
+from perfsuite.analysis.levels import comparison_rows, levels
 from perfsuite.analysis.summary import RunSummary
 
 _ENDINGS = (("_per_s", "_per_second"), ("_s", "_seconds"), ("_j", "_joules"), ("_w", "_watts"))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Level:
-    """A metric of an arm at a load point: the median over its usable trials, and their ends."""
-
-    metric: Metric
-    arm: str
-    load_point: str
-    median: float
-    low: float
-    high: float
-    num_trials: int
-    emulated: bool
-
-
-def levels(summary: RunSummary) -> list[Level]:
-    """Every metric that has a value, by metric, then arm, then load point."""
-    found: dict[tuple[str, str, int], list[float]] = {}
-    for trial in summary.trials:
-        if trial.is_usable:
-            for name, value in trial.metrics.items():
-                if value is not None:
-                    found.setdefault((name, trial.arm, trial.load_point), []).append(value)
-    emulated = {trial.arm: trial.emulated for trial in summary.trials}
-    order = {name: number for number, name in enumerate(METRICS)}
-    return [
-        Level(
-            metric=METRICS[name],
-            arm=arm,
-            load_point=summary.load_points[point].label,
-            median=median(values),
-            low=min(values),
-            high=max(values),
-            num_trials=len(values),
-            emulated=emulated[arm],
-        )
-        for (name, arm, point), values in sorted(found.items(), key=lambda item: (order[item[0][0]], *item[0][1:]))
-    ]
 
 
 def openmetrics_text(summary: RunSummary, comparisons: Sequence[ComparisonResult], *, run_id: str, utc_ns: int) -> str:
@@ -110,20 +69,18 @@ def _ratios(summary: RunSummary, comparisons: Sequence[ComparisonResult], at: st
     for end, words in names.items():
         name = "perfsuite_comparison_ratio" + ("" if end == "ratio" else f"_{end}")
         yield from _head(name, "gauge", f"{words[0].upper()}{words[1:]}, by metric.")
-        for comparison in comparisons:
-            for point in comparison.points:
-                for row in point.metrics:
-                    if (value := getattr(row.estimate, end)) is not None:
-                        labels = {
-                            "scenario": summary.scenario.name,
-                            "metric": row.metric.name,
-                            "baseline": comparison.baseline,
-                            "candidate": comparison.candidate,
-                            "load_point": point.load_label,
-                            "verdict": row.verdict.word or "",
-                            "emulated": _flag(comparison.emulated),
-                        }
-                        yield f"{name}{_labels(labels)} {value!r} {at}"
+        for row in comparison_rows(comparisons):
+            if (value := row["ratio" if end == "ratio" else f"ratio_{end}"]) is not None:
+                labels = {
+                    "scenario": summary.scenario.name,
+                    "metric": row["metric"],
+                    "baseline": row["baseline"],
+                    "candidate": row["candidate"],
+                    "load_point": row["load_point"],
+                    "verdict": row["verdict"] or "",
+                    "emulated": _flag(row["emulated"]),
+                }
+                yield f"{name}{_labels(labels)} {value!r} {at}"
 
 
 def _head(name: str, kind: str, words: str) -> Iterator[str]:

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeGuard
 
-from perfsuite.analysis.metrics import METRICS
 from perfsuite.report.columns import wrap
 
 SCHEMA = "imported/1"
@@ -170,29 +169,24 @@ def imported_text(run: ImportedRun, *, width: int) -> str:
     for result in run.results:
         told = ", ".join(f"{name} {fact}" for name, fact in result.facts.items())
         lines += ["", *wrap(f"{result.label}: {told}" if told else result.label, width)]
-        shown: set[str] = set()
+        by_name: dict[str, list[ImportedValue]] = {}
         for value in result.values:
-            lines += _value_lines(value, width, is_first=value.name not in shown)
-            shown.add(value.name)
+            by_name.setdefault(value.name, []).append(value)
+        for values in by_name.values():
+            lines += _quantity_lines(values, width)
     return "\n".join(lines)
 
 
-def _value_lines(value: ImportedValue, width: int, *, is_first: bool) -> Iterator[str]:
-    if is_first:
-        yield from wrap(f"{value.name}: {value.definition}", width, indent="  ", hang=4)
-        if value.caveat:
-            yield from wrap(value.caveat, width, indent="    ", hang=4)
+def _quantity_lines(values: Sequence[ImportedValue], width: int) -> Iterator[str]:
+    """The definition, what differs from the metric of ours, and a line a statistic."""
+    yield from wrap(f"{values[0].name}: {values[0].definition}", width, indent="  ", hang=4)
+    caveats = [value.caveat for value in values if value.metric is not None] or [values[0].caveat]
+    for caveat in dict.fromkeys(filter(None, caveats)):
+        yield from wrap(caveat, width, indent="    ", hang=4)
+    yield from map(_value_line, values)
+
+
+def _value_line(value: ImportedValue) -> str:
     sign = "=" if value.comparable else "≠"
     ours = f"{sign} {value.metric}" if value.metric else "not a metric of perfsuite"
-    yield f"    {value.statistic:<8} {value.value:>12.6g} {value.unit:<10} {ours}"
-
-
-def check_translation(value: ImportedValue) -> str | None:
-    """What is wrong with a translation: an unknown metric, another unit, no reason; None when nothing."""
-    if value.metric is not None and value.metric not in METRICS:
-        return f"no metric {value.metric!r}"
-    if value.comparable and (value.metric is None or METRICS[value.metric].unit != value.unit):
-        return f"{value.name} {value.statistic} in {value.unit!r} is comparable to nothing in that unit"
-    if not value.comparable and not value.caveat:
-        return f"{value.name} {value.statistic} is not comparable and nothing says why"
-    return None
+    return f"    {value.statistic:<8} {value.value:>12.6g} {value.unit:<10} {ours}"

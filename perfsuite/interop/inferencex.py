@@ -11,6 +11,7 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
+from perfsuite.analysis.levels import levels
 from perfsuite.analysis.summary import RunSummary, TrialSummary
 from perfsuite.interop.imported import (
     ImportedResult,
@@ -69,7 +70,9 @@ _INTERACTIVITY = Translation(
 )
 _SECONDS = {name: replace(translation, scale=1.0) for name, translation in LATENCIES.items()}
 TRANSLATIONS = _RATES | _SECONDS | {"intvty": _INTERACTIVITY}
-_STATISTICS = {"mean": "mean", "median": "p50", "std": "std", "p90": "p90", "p99": "p99", "p99.9": "p99.9"}
+_STATISTICS = {
+    "mean": "mean", "median": "p50", "std": "std", "p90": "p90", "p95": "p95", "p99": "p99", "p99.9": "p99.9",
+}  # fmt: skip
 
 
 def read_inferencex(text: str) -> Parsed:
@@ -91,8 +94,10 @@ def _values(row: Mapping[str, Any]) -> Iterator[ImportedValue]:
         is_power = translation.caveat == _POWER
         if is_number(row.get(name)) and (row.get("power_valid") or not is_power):
             yield value_of(name, "run", row[name], translation)
-    for name, translation in {**_SECONDS, "intvty": _INTERACTIVITY}.items():
+    for name, translation in _SECONDS.items():
         yield from _statistics(name, row, translation)
+    known = {key: value for key, value in row.items() if key != "std_intvty"}  # 1 / the deviation of tpot
+    yield from _statistics("intvty", known, _INTERACTIVITY)
 
 
 def _statistics(name: str, row: Mapping[str, Any], translation: Translation) -> Iterator[ImportedValue]:
@@ -113,22 +118,24 @@ def inferencex_rows(summary: RunSummary, *, run_id: str) -> list[dict[str, Any]]
     `perfsuite` has our own metrics under our names. A missing value has no key; `hw` of an emulated run begins with
     "emulated-".
     """
-    rows = []
+    rows, medians = [], {(level.arm, level.point, level.metric.name): level.median for level in levels(summary)}
     for number, point in enumerate(summary.load_points):
         for name, arm in summary.scenario.arms.items():
             trials = [t for t in summary.trials if t.arm == name and t.load_point == number and t.is_usable]
             if trials and point.concurrency is not None:
-                rows.append(_row(summary, name, arm, trials, point.concurrency) | {"run_id": run_id})
+                ours = {metric: value for (of, at, metric), value in medians.items() if (of, at) == (name, number)}
+                rows.append(_row(summary, name, arm, trials, ours) | {"conc": point.concurrency, "run_id": run_id})
     return rows
 
 
-def _row(summary: RunSummary, name: str, arm: Arm, trials: Sequence[TrialSummary], conc: int) -> dict[str, Any]:
+def _row(
+    summary: RunSummary, name: str, arm: Arm, trials: Sequence[TrialSummary], ours: Mapping[str, float]
+) -> dict[str, Any]:
+    """ours: our metrics of the arm at the load point -> median over its usable trials."""
     facts, layout = summary.facts_of(name), arm.parallelism
     told = facts.gpu_name if facts is not None else None
-    ours = {metric: value for metric in trials[0].metrics if (value := _median(trials, metric)) is not None}
     row = {
         "hw": ("emulated-" if summary.is_emulated else "") + (told or arm.gpu).lower(),
-        "conc": conc,
         "image": arm.container.image if arm.container is not None else None,
         "model": arm.checkpoint or summary.scenario.model,
         "framework": arm.engine,
@@ -144,7 +151,7 @@ def _row(summary: RunSummary, name: str, arm: Arm, trials: Sequence[TrialSummary
         **_throughputs(ours.get("output_tps_run"), trials, max(1, arm.gpus)),
     }
     row |= {theirs: ours.get(metric) for theirs, metric in _OURS.items()}
-    tool = {"arm": name, "num_trials": len(trials), "emulated": summary.is_emulated, "metrics": ours}
+    tool = {"arm": name, "num_trials": len(trials), "emulated": summary.is_emulated, "metrics": dict(ours)}
     return {key: value for key, value in row.items() if value is not None} | {"perfsuite": tool}
 
 
@@ -157,11 +164,6 @@ def _throughputs(output_tps: float | None, trials: Sequence[TrialSummary], gpus:
     inputs = None if output is None or len(shares) < len(trials) else output * median(shares)
     total = None if output is None or inputs is None else output + inputs
     return {"tput_per_gpu": total, "output_tput_per_gpu": output, "input_tput_per_gpu": inputs}
-
-
-def _median(trials: Sequence[TrialSummary], metric: str) -> float | None:
-    found = [value for trial in trials if (value := trial.metrics[metric]) is not None]
-    return median(found) if found else None
 
 
 def _rounded(values: Sequence[float | None]) -> int | None:

@@ -53,7 +53,12 @@ _LINES: tuple[tuple[str, str, Translation], ...] = (
     ("first token latency", r"{} first token latency \(ns\)", _TTFT),
     ("time per output token", r"{} time (?:per|to) output token \(ns\)", _TPOT),
 )
-_RUNS = {"Completed tokens per second": _RUN, "Completed samples per second": _SAMPLES}
+_RUNS = {
+    "Completed tokens per second": _RUN,  # Server
+    "Completed samples per second": _SAMPLES,
+    "Tokens per second": _RUN,  # Offline
+    "Samples per second": _SAMPLES,
+}
 TRANSLATIONS = _RUNS | {name: translation for name, _, translation in _LINES}
 _STATISTICS = {
     "mean": r"mean", "min": r"min", "max": r"max", "p50": r"50\.00 percentile", "p90": r"90\.00 percentile",

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from perfsuite.analysis.compare import ComparisonResult
+from perfsuite.analysis.levels import comparison_rows
 from perfsuite.analysis.metrics import METRICS
 from perfsuite.analysis.request_columns import request_columns
 from perfsuite.analysis.summary import RunSummary, TrialSummary
 
-_LISTS = ("chunk_delta_us", "chunk_tokens", "chunk_read_events")
 _LATENCIES = ("ttft_s", "ttft_send_s", "ttfo_s", "tpot_s", "interactivity_per_s", "e2e_s", "send_lag_s")
 
 _TRIAL = pa.schema(
@@ -24,6 +24,8 @@ _TRIAL = pa.schema(
         ("arm", pa.string()),
         ("comparison", pa.int32()),
         ("pair", pa.int32()),
+        ("attempt", pa.int32()),
+        ("is_superseded", pa.bool_()),
         ("load_point", pa.string()),
         ("emulated", pa.bool_()),
         ("validity", pa.string()),
@@ -143,8 +145,8 @@ def summary_table(summary: RunSummary) -> pa.Table:
 
 def _trial_row(summary: RunSummary, trial: TrialSummary) -> dict[str, Any]:
     names = (
-        "trial", "block", "arm", "comparison", "pair", "emulated", "validity", "num_ok", "mean_in_flight",
-        "mean_input_tokens", "mean_output_tokens",
+        "trial", "block", "arm", "comparison", "pair", "attempt", "is_superseded", "emulated", "validity", "num_ok",
+        "mean_in_flight", "mean_input_tokens", "mean_output_tokens",
     )  # fmt: skip
     return {name: getattr(trial, name) for name in names} | {
         "load_point": summary.load_points[trial.load_point].label,
@@ -166,34 +168,4 @@ def withheld_table(summary: RunSummary) -> pa.Table:
 
 def comparisons_table(comparisons: Sequence[ComparisonResult]) -> pa.Table:
     """A row for each metric at each load point of each comparison; a comparison that was refused has none."""
-    rows = [
-        {
-            "comparison": number,
-            "baseline": comparison.baseline,
-            "candidate": comparison.candidate,
-            "emulated": comparison.emulated,
-            "load_point": point.load_label,
-            "label": point.label or None,
-            "metric": row.metric.name,
-            "unit": row.metric.unit,
-            "direction": row.metric.direction,
-            "is_primary": row.is_primary,
-            "baseline_median": row.baseline,
-            "candidate_median": row.candidate,
-            "num_pairs": row.estimate.num_pairs,
-            "ratio": row.estimate.ratio,
-            "ratio_low": row.estimate.low,
-            "ratio_high": row.estimate.high,
-            "verdict": row.verdict.word,
-            "is_below_margin": row.verdict.is_below_margin,
-            "adjusted_low": row.verdict.low,
-            "adjusted_high": row.verdict.high,
-            "detectable_ratio": row.verdict.mde_ratio,
-            "pairs_to_settle": row.verdict.pairs_to_settle,
-            "note": row.note,
-        }
-        for number, comparison in enumerate(comparisons)
-        for point in comparison.points
-        for row in point.metrics
-    ]
-    return pa.Table.from_pylist(rows, schema=COMPARISON_SCHEMA)
+    return pa.Table.from_pylist(list(comparison_rows(comparisons)), schema=COMPARISON_SCHEMA)

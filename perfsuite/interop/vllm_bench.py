@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from perfsuite.interop.imported import (
@@ -115,7 +116,7 @@ def _values(document: Mapping[str, Any]) -> Iterator[ImportedValue]:
     words, chat = _CHAT
     for name, translation in LATENCIES.items():
         if document.get("backend") == chat and name != "e2el":
-            translation = not_the_same(translation, words)
+            translation = _not_the_same(translation, words)
         yield from _latency(name, document, translation)
     for name, translation in _RATES.items():
         number = document.get(name)
@@ -130,12 +131,7 @@ def _latency(name: str, document: Mapping[str, Any], translation: Translation) -
     return values_of(name, document, translation, keys)
 
 
-def not_the_same(translation: Translation, words: str) -> Translation:
+def _not_the_same(translation: Translation, words: str) -> Translation:
     """The translation with what was the same as near only, and the reason added."""
-    return Translation(
-        unit=translation.unit,
-        definition=translation.definition,
-        scale=translation.scale,
-        near={**translation.near, **translation.same},
-        caveat=translation.caveat + "." + words if translation.caveat else words.strip(),
-    )
+    caveat = translation.caveat + "." + words if translation.caveat else words.strip()
+    return replace(translation, same={}, near={**translation.near, **translation.same}, caveat=caveat)

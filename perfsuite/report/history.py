@@ -56,6 +56,8 @@ class SeriesPoint(Protocol):
     @property
     def facts(self) -> Mapping[str, str]: ...
     @property
+    def canary(self) -> Mapping[str, float]: ...
+    @property
     def notes(self) -> Sequence[SeriesNote]: ...
 
 
@@ -89,12 +91,17 @@ class SeriesOfRuns(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trend:
-    """A series with what is known of it; history, gate: None for a metric without a better side or a margin."""
+    """A series with what is known of it.
+
+    history   None for a metric without a better side or a margin; gate: also when the newest run was left out
+    left_out  runs whose value is not above 0, so that no ratio can be made with it; they are not in the series
+    """
 
     series: SeriesOfRuns
     metric: Metric
     history: History | None
     gate: Gate | None
+    left_out: tuple[SeriesPoint, ...] = ()
 
 
 def history_text(trends: Sequence[Trend], *, width: int) -> str:
@@ -119,6 +126,8 @@ def _trend_lines(trend: Trend, width: int) -> Iterator[str]:
         for note in notes.get(index, ()):
             yield from wrap(note, width, indent="    ", hang=4)
         last = point.value
+    for point in trend.left_out:
+        yield from wrap(f"left out: {point.run_id}, its value {point.value:.6g} is not above 0", width)
     if trend.gate is not None:
         yield from wrap(_gate_words(trend.gate), width)
 
@@ -172,6 +181,7 @@ def _trend(trend: Trend) -> dict[str, Any]:
         "baseline": key.baseline,
         "load_point": key.load_point,
         "points": [_point(point) for point in trend.series.points],
+        "left_out": [_point(point) for point in trend.left_out],
         "history": asdict(trend.history) if trend.history is not None else None,
         "gate": asdict(trend.gate) if trend.gate is not None else None,
     }
@@ -180,4 +190,5 @@ def _trend(trend: Trend) -> dict[str, Any]:
 def _point(point: SeriesPoint) -> dict[str, Any]:
     names = ("run_id", "utc_ns", "value", "low", "high", "num", "status", "emulated")
     notes = [{"utc_ns": n.utc_ns, "text": n.text, "is_accepted": n.is_accepted} for n in point.notes]
-    return {name: getattr(point, name) for name in names} | {"facts": dict(point.facts), "notes": notes}
+    told = {"facts": dict(point.facts), "canary": dict(point.canary), "notes": notes}
+    return {name: getattr(point, name) for name in names} | told

@@ -12,26 +12,32 @@ from perfsuite.report.json import finite
 
 WORDS = {
     "regression": "regression, confirmed by a re-run",
+    "not_measured": "has a history and no value tonight",
     "unconfirmed": "beyond the limit, not re-run",
     "not_confirmed": "beyond the limit once, not confirmed by the re-run",
     "improvement": "better than the limit",
     "ok": "within the limit",
     "too_short": "too few nights to judge",
 }
-FAILING = ("regression", "unconfirmed")
+FAILING = ("regression", "unconfirmed", "not_measured")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gated:
-    """One metric of one arm or comparison at one load point against its history. state: a key of WORDS."""
+    """One metric of one arm or comparison at one load point against its history.
+
+    state     a key of WORDS; value: None when it was not measured
+    evidence  what else was different tonight, in words: the host's canary, what was installed
+    """
 
     metric: str
     label: str
     subject: str
     load_point: str
     state: str
-    value: float
+    value: float | None
     gate: Gate
+    evidence: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +58,12 @@ class NightEntry:
         """Metrics that are worse than their limit and confirmed."""
         return tuple(row for row in self.gated if row.state == "regression")
 
+    @property
+    def unjudged(self) -> tuple[Gated, ...]:
+        """Metrics with a history that tonight, or the re-run that was to confirm it, has no value of."""
+        states = ("not_measured", "unconfirmed") if self.rerun_id is not None else ("not_measured",)
+        return tuple(row for row in self.gated if row.state in states)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Night:
@@ -65,6 +77,11 @@ class Night:
     def num_regressions(self) -> int:
         """Confirmed ones."""
         return sum(len(entry.regressions) for entry in self.entries)
+
+    @property
+    def num_unjudged(self) -> int:
+        """Gated values that nothing can be said of."""
+        return sum(len(entry.unjudged) for entry in self.entries)
 
 
 def change(gate: Gate) -> str:
@@ -80,13 +97,15 @@ def night_markdown(night: Night) -> str:
     """A heading, regressions first, a line for each scenario."""
     failed = [entry for entry in night.entries if entry.state == "failed"]
     head = f"{night.num_regressions} regressions" if night.num_regressions else "no regression"
-    lines = [f"# Nightly {night.day}: {head}{f', {len(failed)} failed' if failed else ''}", ""]
+    counts = [(len(failed), "failed"), (night.num_unjudged, "not measured")]
+    more = "".join(f", {num} {word}" for num, word in counts if num)
+    lines = [f"# Nightly {night.day}: {head}{more}", ""]
     rows = [(entry, row) for entry in night.entries for row in entry.gated if row.state not in ("ok", "too_short")]
     if rows:
-        lines += ["| scenario | what | load point | metric | change | verdict |", "|---|---|---|---|---|---|"]
+        lines += ["| scenario | what | load point | metric | change | verdict | what else |", "|---|" + "---|" * 6]
         lines += [
             f"| {_cell(_name(entry))} | {_cell(row.subject)} | {_cell(row.load_point)} | {_cell(row.label)} "
-            f"| {change(row.gate)} | {WORDS[row.state]} |"
+            f"| {change(row.gate)} | {WORDS[row.state]} | {_cell('; '.join(row.evidence)) or '–'} |"
             for entry, row in sorted(rows, key=lambda pair: list(WORDS).index(pair[1].state))
         ]
         lines.append("")
@@ -143,7 +162,7 @@ def _case(entry: NightEntry, name: str, inside: str) -> str:
 
 
 def _outcome(row: Gated) -> str:
-    words = f"{WORDS[row.state]}: {change(row.gate)}"
+    words = "; ".join([f"{WORDS[row.state]}: {change(row.gate)}", *row.evidence])
     if row.state in FAILING:
         return f"<failure message={_quoted(words)}/>"
     if row.state == "too_short":
@@ -164,6 +183,8 @@ def night_json(night: Night) -> dict[str, Any]:
     """For a webhook; `text` is what chats show."""
     rows: Sequence[tuple[NightEntry, Gated]] = [(e, row) for e in night.entries for row in e.regressions]
     texts = [f"{_name(e)}: {row.subject}, {row.load_point}, {row.label} {change(row.gate)}" for e, row in rows]
+    unjudged = [(e, row) for e in night.entries for row in e.unjudged]
+    texts += [f"{_name(e)}: {row.subject}, {row.load_point}, {row.label} {WORDS[row.state]}" for e, row in unjudged]
     failed = [f"{e.scenario} failed: {e.problem}" for e in night.entries if e.state == "failed"]
     out: dict[str, Any] = finite(
         {
@@ -175,8 +196,16 @@ def night_json(night: Night) -> dict[str, Any]:
                     "scenario": e.scenario, "emulated": e.emulated, "run_id": e.run_id, "rerun_id": e.rerun_id,
                     "metric": row.metric, "subject": row.subject, "load_point": row.load_point,
                     "change_ratio": row.gate.change_ratio, "limit_ratio": row.gate.limit_ratio,
+                    "evidence": list(row.evidence),
                 }
                 for e, row in rows
+            ],
+            "unjudged": [
+                {
+                    "scenario": e.scenario, "emulated": e.emulated, "run_id": e.run_id, "rerun_id": e.rerun_id,
+                    "metric": row.metric, "subject": row.subject, "load_point": row.load_point, "state": row.state,
+                }
+                for e, row in unjudged
             ],
             "failed": [e.scenario for e in night.entries if e.state == "failed"],
         }
