@@ -4,46 +4,46 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pyarrow as pa
-import yaml
 
 from perfsuite.analysis.kernel_roofline import Deployment
 from perfsuite.analysis.kernels_report import ArmProfile, ProfileReport, arm_profile, profile_report
-from perfsuite.analysis.kernels_timeline import stage_means, stage_sums, timeline
+from perfsuite.analysis.kernels_requests import ServerRequest, exported_requests, perf_metrics_requests
+from perfsuite.analysis.kernels_timeline import Timeline, stage_means, stage_sums, timeline
 from perfsuite.analysis.roofline import Layout
 from perfsuite.analysis.summary import RunSummary
 from perfsuite.blocks import ServedBlock
-from perfsuite.engines import ENGINES
 from perfsuite.engines.control import ask_text, open_reply
 from perfsuite.engines.server import Server
-from perfsuite.engines.versions import find_version
-from perfsuite.errors import EngineError, Interrupted, PerfsuiteError, StoreError, UsageError
+from perfsuite.errors import EngineError, Interrupted, StoreError, UsageError
 from perfsuite.library import find_gpu, known_checkpoint
 from perfsuite.prepare import prepare
-from perfsuite.profiling.artifacts import export_reports, keep, wait_for_traces
-from perfsuite.profiling.capture import Capture, CaptureOrder, HttpAction, plan_capture
+from perfsuite.profile_plan import ProfilePlan, plan_profile, profile_scenario_text
+from perfsuite.profiling.artifacts import export_reports, file_sizes, keep, wait_for_traces
+from perfsuite.profiling.capture import REQUESTS_FOLDER, Capture, HttpAction
 from perfsuite.profiling.read import is_trace_name, read_profile
+from perfsuite.profiling.requests import take_request_lines
 from perfsuite.profiling.window import ProfileWindow
 from perfsuite.records import REQUEST_SCHEMA
 from perfsuite.report.live import Live
+from perfsuite.report.site_profile import profile_data
 from perfsuite.results import load_run
 from perfsuite.run import run_scenario
 from perfsuite.run_state import StopRequest
 from perfsuite.scenario.arm import Arm
 from perfsuite.scenario.files import load_scenario
-from perfsuite.scenario.load_points import entry_of_point, expand_load_points
-from perfsuite.scenario.profile_entry import ProfileSettings
 from perfsuite.scenario.schema import Scenario
+from perfsuite.store.documents import to_json
+from perfsuite.store.layout import KERNEL_PROFILE, PROFILES, write_atomically
 from perfsuite.store.streams import read_stream
 
-PROFILES = "profiles"
 CAPTURE = "capture.json"
 PROFILE_PAIR = 900_000  # prompts of no trial
 MAX_PLAYS = 50  # of a load that is shorter than the window
@@ -75,102 +75,43 @@ def profile_scenario(
     one. Raises ScenarioError, EngineError, StoreError, Interrupted.
     """
     scenario, _ = load_scenario(path)
-    settings = _settings(scenario, changes or {})
     with tempfile.TemporaryDirectory(prefix="perfsuite-profile-") as folder:
-        captures = {name: _capture(name, arm, settings, Path(folder)) for name, arm in _arms(scenario).items()}
-        point = choose_load_point(scenario, settings.load_point)
-        prepared = prepare(
-            path, seed=seed, edit=lambda text: profile_scenario_text(text, scenario, captures, point, Path(folder))
-        )
-        pairs = [(spec.baseline, spec.candidate) for spec in scenario.comparisons]
-        order = _ProfileOrder(settings=settings, captures=captures, folder=Path(folder), pairs=pairs)
+        plan = plan_profile(scenario, Path(folder), changes)
+        prepared = prepare(path, seed=seed, edit=lambda text: profile_scenario_text(text, scenario, plan))
+        for arm in plan.captures:
+            (plan.folder / arm).mkdir(parents=True)
+        order = _ProfileOrder(plan=plan, pairs=[(spec.baseline, spec.candidate) for spec in scenario.comparisons])
         answer = run_scenario(
             prepared, results, stop=stop, on_live=on_live, catalog="none",
             after_trials=lambda served: _profile_block(served, order),
         )  # fmt: skip
-    return Profiled(path=answer.path, report=bundle_report(results, answer.path.name))
+    report = bundle_report(results, answer.path.name)
+    write_atomically(answer.path / PROFILES / KERNEL_PROFILE, to_json(profile_data(report)))
+    return Profiled(path=answer.path, report=report)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _ProfileOrder:
-    """What every block of a profile run needs. folder: engines write below it, in a folder of the arm's name."""
+    """What every block of a profile run needs. pairs: (baseline, candidate)."""
 
-    settings: ProfileSettings
-    captures: Mapping[str, Capture]
-    folder: Path
+    plan: ProfilePlan
     pairs: Sequence[tuple[str, str]]
 
 
-def _settings(scenario: Scenario, changes: Mapping[str, Any]) -> ProfileSettings:
-    asked = {name: value for name, value in changes.items() if value is not None}
-    return (scenario.profile or ProfileSettings()).model_copy(update=asked)
+@dataclass(slots=True)
+class Readings:
+    """What a server told when its window had opened and just before it was closed.
 
+    since_s, until_s             Unix times of both
+    stages_before, stages_after  see stage_sums
+    requests                     TensorRT-LLM's /perf_metrics: those that ended in between; "" of other engines
+    """
 
-def _arms(scenario: Scenario) -> dict[str, Arm]:
-    """The arms that are compared; all of a scenario without comparisons."""
-    used = [arm for spec in scenario.comparisons for arm in (spec.baseline, spec.candidate)]
-    return {name: scenario.arms[name] for name in dict.fromkeys(used or scenario.arms)}
-
-
-def choose_load_point(scenario: Scenario, label: str | None) -> int:
-    """Index of the load point with this label; the last one without. Raises UsageError."""
-    labels = [point.label for point in expand_load_points(scenario.load)]
-    if label is None:
-        return len(labels) - 1
-    if label not in labels:
-        raise UsageError(
-            "no such load point", where="profile.load_point", found=label, cure=f"one of: {'; '.join(labels)}"
-        )
-    return labels.index(label)
-
-
-def _capture(name: str, arm: Arm, settings: ProfileSettings, folder: Path) -> Capture:
-    engine = ENGINES[arm.engine]
-    program = (arm.command or engine.program or ("",))[0]
-    order = CaptureOrder(
-        engine=arm.engine,
-        dialect=arm.emulator.dialect.removesuffix("-generate"),
-        version=find_version(arm, program, engine.distributions),
-        tool=settings.tool,
-        folder=str(folder / name),
-        arm=name,
-        steps=settings.steps,
-        first_step=settings.first_step,
-    )
-    return plan_capture(order)
-
-
-def profile_scenario_text(
-    text: str, scenario: Scenario, captures: Mapping[str, Capture], point: int, folder: Path
-) -> str:
-    """The scenario of a profile run: one block of each arm, one load point, the profiler's flags in the arms."""
-    data = yaml.safe_load(text)
-    entry = data["load"][entry_of_point(scenario.load)[point]]
-    chosen = expand_load_points(scenario.load)[point]
-    for key, value in (("concurrency", chosen.concurrency), ("rate", f"{chosen.rate_per_s} req/s")):
-        if isinstance(entry.get(key), list):
-            entry[key] = value
-    if isinstance(entry.get("trace"), dict) and chosen.trace_speed is not None:
-        entry["trace"]["speed"] = chosen.trace_speed
-    data["arms"] = {name: deepcopy(data["arms"][name]) for name in captures}  # arms may be aliases of one another
-    for name, capture in captures.items():
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        _add_launch(data["arms"][name], scenario.arms[name], capture, folder / name)
-    data |= {"name": f"{scenario.name}-profile", "blocks": 1, "load": [entry]}
-    data.pop("comparisons", None)
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
-
-
-def _add_launch(entry: dict[str, Any], arm: Arm, capture: Capture, folder: Path) -> None:
-    launch = capture.launch
-    if launch.argv:
-        entry["flags"] = [*(entry.get("flags") or []), *launch.argv]
-    if launch.env:
-        entry["env"] = {**(entry.get("env") or {}), **launch.env}
-    if launch.prefix:
-        entry["command"] = [*launch.prefix, *(arm.command or ENGINES[arm.engine].program)]
-    if arm.container is not None:
-        entry["container"]["volumes"] = [*arm.container.volumes, f"{folder}:{folder}"]
+    since_s: float = 0.0
+    until_s: float = 0.0
+    stages_before: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    stages_after: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    requests: str = ""
 
 
 def _profile_block(served: ServedBlock, order: _ProfileOrder) -> None:
@@ -180,30 +121,51 @@ def _profile_block(served: ServedBlock, order: _ProfileOrder) -> None:
     target = bundle.path / PROFILES / arm
     target.mkdir(parents=True)
     try:
-        facts = _play_window(served, order, target)
-        wait_for_traces(order.folder / arm, timeout_s=WRITE_TIMEOUT_S, is_alive=served.server.is_alive)
-        problems = export_reports(order.folder / arm)
-        kept = keep(order.folder / arm, target, max_bytes=order.settings.max_bytes)
-    except PerfsuiteError as error:
+        told = Readings()
+        facts = _play_window(served, order, target, told) | _collect(served, order.plan, target, told)
+    except Exception as error:
         bundle.event("profile_failed", arm=arm, error=str(error))
         raise
-    facts |= {"files": list(kept.files), "left_out": [*kept.left_out, *problems]}
     (target / CAPTURE).write_bytes(orjson.dumps(facts, option=orjson.OPT_INDENT_2))
     bundle.event("profiled", arm=arm, files=facts["files"], left_out=facts["left_out"])
 
 
-def _play_window(served: ServedBlock, order: _ProfileOrder, target: Path) -> dict[str, Any]:
-    """The facts of the window. Raises EngineError when it was never open, Interrupted."""
+def _collect(served: ServedBlock, plan: ProfilePlan, target: Path, told: Readings) -> dict[str, Any]:
+    """Keep what the engine wrote of a window: the facts of it. Raises EngineError, StoreError, Interrupted."""
+    arm, stop = served.block.arm, served.run.stop
+    source = plan.folder / arm
+    unfinished = wait_for_traces(
+        source, timeout_s=WRITE_TIMEOUT_S, is_alive=served.server.is_alive, should_stop=lambda: stop.level > 0
+    )
+    requests = _server_requests(source, told)
+    problems = export_reports(source, unfinished=unfinished, should_stop=lambda: stop.level > 0)
+    _refuse_interrupted(stop, arm)
+    kept = keep(source, target, max_bytes=plan.settings.max_bytes, unfinished=unfinished, reserved=[CAPTURE])
+    return {"server_requests": requests, "files": list(kept.files), "left_out": [*kept.left_out, *problems]}
+
+
+def _refuse_interrupted(stop: StopRequest, arm: str) -> None:
+    if stop.level:
+        raise Interrupted(stop.signal_number, f"interrupted while {arm} was profiled")
+
+
+def _play_window(served: ServedBlock, order: _ProfileOrder, target: Path, told: Readings) -> dict[str, Any]:
+    """The facts of the window; `told` is filled. Raises EngineError when it was never open, Interrupted."""
     arm, server, stop = served.block.arm, served.server, served.run.stop
-    window = _window(served, order.captures[arm], order.settings, order.folder / arm)
-    before = stage_sums(_metrics(server), server.dialect)
+    window = server_window(
+        server,
+        order.plan.captures[arm],
+        told,
+        folder=order.plan.folder / arm,
+        seconds=order.plan.settings.seconds,
+        num_warmup=served.run.prepared.plan.load_points[0].num_warmup,
+    )
     for number in range(MAX_PLAYS):
         _play_beside(served, window, target, number)
         if window.stop_level() or stop.level or not server.is_alive():
             break
-    window.finish(STOP_TIMEOUT_S)
-    if stop.level:
-        raise Interrupted(stop.signal_number, f"interrupted while {arm} was profiled")
+    window.finish(STOP_TIMEOUT_S, lambda: stop.level > 0)
+    _refuse_interrupted(stop, arm)
     if window.t_open_ns is None:
         raise EngineError(
             "the load ended before a window could be opened",
@@ -212,12 +174,12 @@ def _play_window(served: ServedBlock, order: _ProfileOrder, target: Path) -> dic
         )
     return {
         "arm": arm,
-        "tool": order.settings.tool,
+        "tool": order.plan.settings.tool,
         "trial": served.block.trials[0].ordinal,
         "t_open_ns": window.t_open_ns,
         "t_close_ns": window.t_close_ns,
-        "server_stages": stage_means(before, stage_sums(_metrics(server), server.dialect)),
-        "limits": order.captures[arm].limits,
+        "server_stages": stage_means(told.stages_before, told.stages_after),
+        "limits": order.plan.captures[arm].limits,
         "pairs": order.pairs,
         "emulated": server.emulated,
     }
@@ -233,24 +195,37 @@ def _play_beside(served: ServedBlock, window: ProfileWindow, target: Path, numbe
     )
 
 
-def _window(served: ServedBlock, capture: Capture, settings: ProfileSettings, source: Path) -> ProfileWindow:
-    url = served.server.url
+def server_window(
+    server: Server, capture: Capture, told: Readings, *, folder: Path, seconds: float, num_warmup: int
+) -> ProfileWindow:
+    """A window of a server's profiler, which writes into the folder. What it tells at both ends is put into `told`."""
+    url = server.url
 
-    def ask(action: HttpAction | None) -> None:
-        if action is not None:
-            _post(served.server, url, action)
+    def start() -> None:
+        _post(server, url, capture.start_action(url))
+        _recorded_requests(server)  # those before the window are forgotten
+        told.stages_before = _stages(server)
+        told.since_s = time.time()
+
+    def stop() -> None:
+        told.until_s = time.time()
+        told.stages_after = _stages(server)
+        told.requests = _recorded_requests(server)
+        _post(server, url, capture.stop_action(url))
 
     return ProfileWindow(
-        start=lambda: ask(capture.start_action(url)),
-        stop=lambda: ask(capture.stop_action(url)),
-        seconds=settings.seconds,
-        num_warmup=served.run.prepared.plan.load_points[0].num_warmup,
-        is_ended_early=lambda: any(is_trace_name(path.name) for path in source.rglob("*")),
+        start=start,
+        stop=stop,
+        seconds=seconds,
+        num_warmup=num_warmup,
+        is_ended_early=lambda: sum(is_trace_name(path.name) for path in file_sizes(folder)) >= capture.num_files,
     )
 
 
-def _post(server: Server, url: str, action: HttpAction) -> None:
+def _post(server: Server, url: str, action: HttpAction | None) -> None:
     """Raises EngineError when the server refuses, unless the action may fail."""
+    if action is None:
+        return
     path = action.url.removeprefix(url)
     with open_reply(server.endpoint, path, body=dict(action.body), timeout_s=STOP_TIMEOUT_S) as reply:
         text = reply.read()[:500].decode(errors="replace")
@@ -263,8 +238,19 @@ def _post(server: Server, url: str, action: HttpAction) -> None:
             )
 
 
-def _metrics(server: Server) -> str:
-    return ask_text(server.endpoint, _METRICS_PATHS.get(server.dialect, "/metrics"))
+def _recorded_requests(server: Server) -> str:
+    """What TensorRT-LLM recorded of the requests that ended since it was last asked; "" of other engines."""
+    return ask_text(server.endpoint, "/perf_metrics") if server.dialect.startswith("trtllm") else ""
+
+
+def _server_requests(folder: Path, told: Readings) -> tuple[ServerRequest, ...]:
+    """The requests that ended in the window, as the server recorded them; () where it records none."""
+    lines = take_request_lines(folder / REQUESTS_FOLDER)
+    return perf_metrics_requests(told.requests) or exported_requests(lines, since_s=told.since_s, until_s=told.until_s)
+
+
+def _stages(server: Server) -> dict[str, tuple[float, float]]:
+    return stage_sums(ask_text(server.endpoint, _METRICS_PATHS.get(server.dialect, "/metrics")), server.dialect)
 
 
 def bundle_report(results: Path, ref: str) -> ProfileReport:
@@ -293,10 +279,8 @@ def _capture_facts(folder: Path) -> dict[str, Any]:
 def _arm_report(scenario: Scenario, summary: RunSummary, folder: Path, facts: Mapping[str, Any]) -> ArmProfile:
     name = facts["arm"]
     files = [file for file in facts["files"] if is_trace_name(file)]
-    streams = sorted(folder.glob("requests-*.arrows"))
-    tables = [read_stream(stream, REQUEST_SCHEMA).table for stream in streams]
     measured, doubt = _measured_step_s(summary, name)
-    arm = scenario.arms[name]
+    arm, found = scenario.arms[name], _timeline(folder, facts)
     return arm_profile(
         name,
         read_profile(folder) if files else (),
@@ -304,11 +288,32 @@ def _arm_report(scenario: Scenario, summary: RunSummary, folder: Path, facts: Ma
         context_tokens=_mean_context(scenario),
         is_emulated=bool(facts["emulated"]),
         measured_s=measured,
-        timeline=timeline(facts["server_stages"], pa.concat_tables(tables)) if tables else None,
+        timeline=found,
         files=files,
         left_out=facts["left_out"],
-        limits=[*facts["limits"], *doubt],
+        limits=[*facts["limits"], *_unknown_gpu(arm), *_no_request(found, facts), *doubt],
     )
+
+
+def _timeline(folder: Path, facts: Mapping[str, Any]) -> Timeline | None:
+    tables = [read_stream(stream, REQUEST_SCHEMA).table for stream in sorted(folder.glob("requests-*.arrows"))]
+    if not tables:
+        return None
+    return timeline(
+        facts["server_stages"],
+        pa.concat_tables(tables),
+        [ServerRequest(**request) for request in facts.get("server_requests", ())],
+        t_open_ns=facts["t_open_ns"],
+        t_close_ns=facts["t_close_ns"],
+    )
+
+
+def _no_request(found: Timeline | None, facts: Mapping[str, Any]) -> list[str]:
+    """That no request ended in the window, whose times are then not told; [] else."""
+    if found is None or found.requests:
+        return []
+    seconds = (facts["t_close_ns"] - facts["t_open_ns"]) / 1e9
+    return [f"no request ended in the window of {seconds:.1f} s: a longer one (steps, seconds) tells their times"]
 
 
 def _measured_step_s(summary: RunSummary, arm: str) -> tuple[float | None, list[str]]:
@@ -320,9 +325,9 @@ def _measured_step_s(summary: RunSummary, arm: str) -> tuple[float | None, list[
 
 
 def known_deployment(arm: Arm) -> Deployment | None:
-    """What the roofline needs of an arm; None when the library lacks its checkpoint, or its GPU a format of it."""
+    """What the roofline needs of an arm; None when the library lacks its checkpoint or GPU, or that GPU a format."""
     checkpoint = known_checkpoint(arm.checkpoint) if arm.checkpoint else None
-    if checkpoint is None or arm.gpus < 1:
+    if checkpoint is None or arm.gpus < 1 or _unknown_gpu(arm):
         return None
     gpu, layout = find_gpu(arm.gpu), arm.parallelism
     kv_dtype = checkpoint.kv_cache_dtype_auto if arm.kv_cache_dtype == "auto" else arm.kv_cache_dtype
@@ -337,6 +342,15 @@ def known_deployment(arm: Arm) -> Deployment | None:
         layout=Layout(num_gpus=arm.gpus, attention_tensor=tensor, expert=layout.expert),
         kv_dtype=kv_dtype,
     )
+
+
+def _unknown_gpu(arm: Arm) -> list[str]:
+    """That there are no ceilings, where an arm's GPU is not in the library; [] else."""
+    try:
+        find_gpu(arm.gpu)
+    except UsageError as error:
+        return [f"no ceilings: {error.what} ({arm.gpu}); {error.cure}"] if arm.gpus else []
+    return []
 
 
 def _mean_context(scenario: Scenario) -> float:

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from perfsuite.analysis.kernel_difference import IDLE, UNEXPLAINED, kernel_difference
 from perfsuite.analysis.kernels_rules import CATEGORIES
+from perfsuite.profiling.read import read_trace
 from perfsuite.report.profile import difference_sentence
-from tests.made_traces import phase
+from tests.made_traces import FIVE_STEPS, SGLANG_STEPS, phase
 
 FP8 = phase(
     [
@@ -100,3 +101,21 @@ def test_rows_always_add_up_to_the_steps(
     matched = sum(each.baseline_s for each in difference.matched)
     alone = sum(each.time_s for each in difference.unmatched if each.arm == "baseline")
     assert matched + alone == pytest.approx(sum(row[3] for row in mine))
+
+
+def test_two_captures_of_real_engines_add_up_and_list_what_only_one_has() -> None:
+    """vLLM with a small DeepSeek-V3 against SGLang with a small Llama: two models, so the sums count, not the gain."""
+    ranks = [read_trace(path) for path in (FIVE_STEPS, SGLANG_STEPS)]
+    for name in ("prefill", "decode"):
+        phases = [found for (rank,) in ranks if (found := rank.phase(name)) is not None]
+        difference = kernel_difference(phases[0], phases[1])
+        assert sum(row.saved_s for row in difference.rows) == pytest.approx(phases[0].step_s - phases[1].step_s)
+        rows = {row.category: row for row in difference.rows}
+        assert rows["gemm"].baseline_s > 0 < rows["gemm"].candidate_s
+        assert rows["host"].candidate_s > 0
+        assert abs(rows[UNEXPLAINED].saved_s) < 1e-9  # traced steps: all of it is in the table
+        only = {(each.arm, each.category) for each in difference.unmatched}
+        assert {("baseline", "expert_gemm"), ("candidate", "gemm")} <= only
+        matched_s = sum(each.baseline_s for each in difference.matched)
+        alone_s = sum(each.time_s for each in difference.unmatched if each.arm == "baseline")
+        assert matched_s + alone_s + phases[0].idle_s == pytest.approx(phases[0].step_s)

@@ -12,6 +12,7 @@ from perfsuite.analysis.kernels import PhaseProfile, RankProfile
 from perfsuite.analysis.kernels_report import ArmProfile, arm_profile, compare_arms, profile_report
 from perfsuite.analysis.roofline import Layout
 from perfsuite.library import find_checkpoint, find_gpu
+from perfsuite.report.profile import profile_text
 from tests.made_traces import phase
 
 ROWS = [("expert_gemm", "fp8", "", 0.008), ("gemm", "fp8", "", 0.001)]
@@ -59,6 +60,13 @@ def test_a_trouble_is_found(made: Sequence[PhaseProfile], words: str) -> None:
     assert words in found
 
 
+def test_two_files_of_one_rank_are_not_two_ranks() -> None:
+    first, second = phase(ROWS, step_s=0.010), phase(ROWS, step_s=0.020)
+    two_files = arm_profile("a", [rank(first, 0), replace(rank(second, 0), file="again.json")])
+    assert findings(two_files) == ()
+    assert two_files.phases["decode"].step_s == pytest.approx(0.015)
+
+
 def test_what_was_not_kept_and_a_cpu_trace_are_told() -> None:
     mine = arm_profile("a", [rank(phase(ROWS, step_s=0.01), device="cpu")], left_out=["b.json: 9 bytes"])
     assert any("operators of the CPU" in each for each in findings(mine))
@@ -87,6 +95,18 @@ def test_a_gain_far_from_the_hardwares_is_told_with_both_numbers() -> None:
     assert gain.expected is not None
     assert 1.4 < gain.expected < 1.7
     assert any("1.00× found where the hardware's limits alone would give" in each for each in findings(fp8, same))
+
+
+def test_the_text_tells_bytes_and_flops_where_there_is_room_and_the_step_of_each_rank() -> None:
+    made = [phase(ROWS, step_s=0.010), phase(ROWS, step_s=0.0104)]
+    report = profile_report("t", None, [arm("fp8", made, deployment=deployment("deepseek-ai/DeepSeek-R1-0528"))], [])
+    narrow, wide = profile_text(report, width=80), profile_text(report, width=120)
+    assert "TFLOP" in wide
+    assert "TFLOP" not in narrow
+    assert "bound by" in narrow
+    assert "ms per step by rank: 0: 10.00, 1: 10.40" in narrow
+    assert max(len(line) for line in narrow.splitlines()) <= 80
+    assert max(len(line) for line in wide.splitlines()) <= 120
 
 
 def test_phases_of_one_arm_only_are_not_compared() -> None:

@@ -20,7 +20,8 @@ from perfsuite.analysis.kernel_roofline import (
 from perfsuite.analysis.roofline import Efficiency, Layout
 from perfsuite.analysis.step_time import Batch, PrefillChunk, step_cost, step_model
 from perfsuite.library import find_checkpoint, find_gpu
-from tests.made_traces import phase
+from perfsuite.profiling.read import read_trace
+from tests.made_traces import SGLANG_STEPS, phase
 
 FP8, NVFP4 = "deepseek-ai/DeepSeek-R1-0528", "nvidia/DeepSeek-R1-0528-NVFP4"
 
@@ -127,3 +128,21 @@ def test_the_work_of_a_mean_batch_lies_between_the_whole_ones() -> None:
         assert work.num_bytes == pytest.approx(expected)
     assert mean_work(mine, replace(step, num_generation=None), context_tokens=100.0) is None
     assert mean_work(mine, replace(step, num_generation=0.0), context_tokens=100.0) is None
+
+
+def test_a_real_capture_tells_the_batch_that_its_ceilings_are_made_for() -> None:
+    """The steps of real SGLang, against a model that it did not run: the batch comes from the trace, not from us."""
+    (rank,) = read_trace(SGLANG_STEPS)
+    decode = rank.phase("decode")
+    assert decode is not None
+    found = mean_work(deployment(FP8), decode, context_tokens=1.0)
+    tokens = round((760 + 520 + 528) / 3 / 8)
+    expected = work_by_category(deployment(FP8), Batch(decode_contexts=[tokens] * 8))
+    assert found is not None
+    assert found.keys() == expected.keys()
+    for category, work in found.items():
+        assert work.num_bytes == pytest.approx(expected[category].num_bytes, rel=0.01)
+        assert work.flops == pytest.approx(expected[category].flops, rel=0.01)
+    rows = {row.category: row for row in roofline_rows(decode, found)}
+    assert rows["gemm"].memory_ratio == pytest.approx(found["gemm"].memory_s / decode.category_s()["gemm"])
+    assert rows["host"].work is None

@@ -41,6 +41,8 @@ NAMES = [
     ("_C::cpu_fused_moe", "expert_gemm", ""),
     ("aten::bmm", "gemm", ""),
     ("aten::copy_", "memcpy", ""),
+    ("aten::permute", "elementwise", ""),
+    ("void moe::permute_kernel<int>", "moe_dispatch", ""),
     ("my_own_kernel", "other", ""),
 ]
 
@@ -64,8 +66,9 @@ def test_the_format_of_an_operator_is_that_of_its_inputs() -> None:
         ("categories", {"pattern": "x", "category": "no such", "source": "names"}),
         ("categories", {"pattern": "x", "category": "gemm"}),
         ("categories", {"pattern": "(", "category": "gemm", "source": "names"}),
+        ("steps", {"pattern": "x", "phase": "no such", "source": "names"}),
     ],
-    ids=["unknown category", "no source", "no pattern"],
+    ids=["unknown category", "no source", "no pattern", "unknown phase"],
 )
 def test_a_rule_that_promises_too_little_is_refused(section: str, entry: dict[str, str]) -> None:
     document = {"sources": {"names": "x"}, "categories": [], "formats": [], "steps": [], "files": []}
@@ -82,8 +85,17 @@ def test_a_rule_that_promises_too_little_is_refused(section: str, entry: dict[st
         ("execute_8_context_0(sq0sk0sqsq0sqsk0)_generation_8(sq8sk800sqsq8sqsk800)", "decode", 0, 0, 8),
         ("[Executor] _forward_step 12: 1 ctx reqs, 100 ctx tokens, 3 gen reqs", "mixed", 1, 100, 3),
         ("ProfilerStep#3", "all", None, None, None),
+        ("step[EXTEND bs=2 toks=128]", "prefill", 2, 128, 0),
+        ("step[EXTEND bs=1 toks=64 c_sq=64 c_sqsq=4096 c_sqsk=4096 c_sk=64 forward_id=7]", "prefill", 1, 64, 0),
+        ("step[DECODE bs=8]", "decode", 0, None, 8),
+        ("step[VERIFY bs=4 g_sq=16 g_sqsq=64 g_sqsk=900 g_sk=225]", "decode", 0, None, 4),
+        ("step[MIXED bs=3]", "mixed", None, None, None),
+        (
+            "step[MIXED bs=3 c=1 g=2 c_sq=64 c_sk=64 c_sqsq=4096 c_sqsk=4096 g_sq=2 g_sk=130 g_sqsq=2 g_sqsk=130]",
+            "mixed", 1, 64, 2,
+        ),
     ],
-)
+)  # fmt: skip
 def test_annotations_tell_the_phase(
     name: str, phase_: str, num_context: int | None, tokens: int | None, num_generation: int | None
 ) -> None:
@@ -98,6 +110,11 @@ def test_detailed_annotations_tell_the_cache_and_others_are_no_step() -> None:
     assert mark is not None
     assert mark.generation_context_tokens == 800
     assert find_mark("gpu_model_runner: forward", load_rules()) is None
+    assert find_mark("step[DECODE bs=8] sample", load_rules()) is None
+    assert find_mark("step[DRAFT bs=8]", load_rules()) is None
+    known = find_mark("step[DECODE bs=8 g_sq=8 g_sqsq=8 g_sqsk=568 g_sk=568 forward_id=283]", load_rules())
+    assert known is not None
+    assert known.generation_context_tokens == 568
     assert phase_of_file("123-TP-0-DECODE.trace.json.gz", load_rules()) == "decode"
     assert phase_of_file("rank0.json", load_rules()) is None
 
@@ -191,8 +208,8 @@ def test_operators_count_with_their_self_time_and_pass_their_category_on() -> No
     profile = profiled(events)
     (decode,) = profile.phases
     assert profile.device == "cpu"
-    assert decode.category_s() == pytest.approx({"gemm": 50e-6, "attention_decode": 20e-6})
-    assert decode.idle_s == pytest.approx(10e-6)  # before the first operator; the step ends with the last
+    assert decode.category_s() == pytest.approx({"gemm": 50e-6, "attention_decode": 20e-6, "host": 10e-6})
+    assert decode.idle_s == pytest.approx(0.0)  # the step ends with the last operator
 
 
 def test_a_trace_without_marks_is_one_step_and_an_empty_one_says_so() -> None:

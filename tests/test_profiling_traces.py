@@ -22,6 +22,7 @@ from perfsuite.profiling.read import find_traces, read_profile, read_trace
 from tests.made_traces import (
     FIVE_STEPS,
     NO_STEP,
+    SGLANG_STEPS,
     kernel,
     launch,
     span,
@@ -87,8 +88,9 @@ TEXT = trace_text(events())
         (TEXT.replace(b'"dur": 6.0', b'"dur": 6.0.0', 1), "not JSON"),
         (TEXT.replace(b'"ts": 3.0', b'"ts": "three"', 1), "not as torch writes it"),
         (TEXT.replace(b'"cat": "kernel"', b'"cat": ["kernel"]', 1), "not as torch writes it"),
+        (TEXT.replace(b'"name": "aten::mm"', b'"name": 5', 1), "not as torch writes it"),
     ],
-    ids=["empty", "no json", "broken head", "cut in half", "cut at the end", "no number", "no time", "list"],
+    ids=["empty", "no json", "broken head", "cut in half", "cut at the end", "no number", "no time", "list", "no name"],
 )
 @pytest.mark.parametrize("size", [512, 10**7])
 def test_a_damaged_trace_is_refused_in_words(text: bytes, message: str, size: int) -> None:
@@ -132,9 +134,11 @@ def test_the_captured_vllm_trace_has_its_steps_and_names_gemm_and_attention() ->
     assert (profile.rank, profile.device, profile.num_spans) == (0, "cpu", 8429)
     assert {name: phase.num_steps for name, phase in phases.items()} == {"prefill": 1, "mixed": 1, "decode": 3}
     assert (phases["mixed"].num_context, phases["mixed"].context_tokens, phases["mixed"].num_generation) == (7, 448, 1)
-    # summed independently: durations of the outermost operators of the first step, and the time to the next step
+    # summed independently: the outermost operators of the first step, what lies between them within its annotation, and
+    # the time to the next step
     assert phases["prefill"].step_s == pytest.approx(143.729333984e-3, abs=1e-8)
-    assert phases["prefill"].step_s - phases["prefill"].idle_s == pytest.approx(115.083077e-3, abs=1e-8)
+    assert phases["prefill"].category_s()["host"] == pytest.approx(23.813950734e-3, abs=1e-8)
+    assert phases["prefill"].idle_s == pytest.approx(4.832306985e-3, abs=1e-8)
     for phase in phases.values():
         times = phase.category_s()
         assert "gemm" in times
@@ -144,6 +148,23 @@ def test_the_captured_vllm_trace_has_its_steps_and_names_gemm_and_attention() ->
     names = {row.name for row in phases["decode"].rows if row.category == "attention_decode"}
     assert "_C::mla_decode_kvcache" in names
     assert any(row.format == "bf16" and row.shape for row in phases["decode"].rows)
+
+
+def test_the_captured_sglang_trace_has_a_step_for_each_of_its_spans() -> None:
+    (profile,) = read_trace(SGLANG_STEPS)
+    phases = {phase.phase: phase for phase in profile.phases}
+    assert {name: phase.num_steps for name, phase in phases.items()} == {"prefill": 2, "decode": 3}
+    prefill, decode = phases["prefill"], phases["decode"]
+    assert (prefill.num_context, prefill.context_tokens, prefill.num_generation) == (4.0, 256.0, 0.0)
+    assert (decode.num_generation, decode.generation_context_tokens) == (8.0, (760 + 520 + 528) / 3)
+    # summed independently, as unions of operators, and of operators and annotations, within the two prefill steps
+    assert prefill.step_s == pytest.approx(46.326969e-3, abs=1e-8)
+    assert prefill.category_s()["host"] == pytest.approx(10.628663e-3, abs=1e-8)
+    assert prefill.idle_s == pytest.approx(0.3323315e-3, abs=1e-8)
+    for phase in phases.values():
+        assert phase.share(phase.idle_s + phase.category_s().get("other", 0.0)) < 0.05
+        assert any(name.startswith("attention") for name in phase.category_s())
+        assert "in scheduler.process_batch_result" in {row.name for row in phase.rows}
 
 
 def test_the_captured_trace_without_a_step_says_so() -> None:
@@ -192,6 +213,43 @@ def test_an_export_of_nsys_gives_a_table_for_each_gpu(tmp_path: Path) -> None:
         assert decode.idle_s == pytest.approx(10e-6)
         assert decode.rows[0].shape == "grid 8x1x1 block 128x1x1"
         assert decode.cpu_bound_s == pytest.approx(10e-6)
+
+
+@pytest.mark.parametrize("name", ["a#b.sqlite", "a%20b.sqlite", "a?b.sqlite", "ä b.sqlite"])
+def test_an_export_may_have_any_name(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_nsys(tmp_path / "made.sqlite").rename(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert len(read_trace(Path(name))) == 2
+
+
+def changed_export(path: Path, statement: str) -> Path:
+    with sqlite3.connect(write_nsys(path)) as database:
+        database.execute(statement)
+    database.close()
+    return path
+
+
+@pytest.mark.parametrize("row", ["start = NULL", "end = NULL"])
+@pytest.mark.parametrize("table", ["CUPTI_ACTIVITY_KIND_MEMCPY", "CUPTI_ACTIVITY_KIND_RUNTIME"])
+def test_a_row_of_an_export_that_did_not_end_is_counted_alone(tmp_path: Path, table: str, row: str) -> None:
+    path = changed_export(tmp_path / "n.sqlite", f"UPDATE {table} SET {row} WHERE rowid = 1")
+    first, second = read_trace(path)
+    assert (first.num_ignored, second.num_ignored) == (1, 0)
+    assert first.num_spans == second.num_spans - 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "CUPTI_ACTIVITY_KIND_KERNEL SET end = 'soon'",
+        "CUPTI_ACTIVITY_KIND_KERNEL SET deviceId = NULL",
+        "CUPTI_ACTIVITY_KIND_RUNTIME SET globalTid = 'five'",
+        "StringIds SET value = x'00ff' WHERE id = 1",
+    ],
+)
+def test_an_export_with_values_of_another_kind_is_refused_in_words(tmp_path: Path, change: str) -> None:
+    with pytest.raises(StoreError, match="not an export of Nsight Systems"):
+        read_trace(changed_export(tmp_path / "n.sqlite", f"UPDATE {change}"))
 
 
 def test_databases_that_are_no_export_are_refused(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def scenario() -> str:
     """scenarios/vllm-cpu.yaml with one arm: one start of vLLM."""
     data = yaml.safe_load(Path("scenarios/vllm-cpu.yaml").read_text(encoding="utf-8"))
     data |= {"arms": {"seqs4": data["arms"]["seqs4"]}, "comparisons": []}
-    data["profile"] = {"seconds": "60s", "steps": 20}
+    data["profile"] = {"seconds": "60s", "steps": 40}  # requests of 32 tokens: prompts are among them
     return yaml.safe_dump(data)
 
 
@@ -47,16 +47,24 @@ def profiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, d
 
 
 def check_accounted(report: dict[str, Any]) -> None:
-    """At least 95 % of each traced step has a name, and GEMM and attention are among them."""
+    """At least 95 % of each traced step is in a known operator, in an annotation, or in a known place between two.
+
+    The annotations are vLLM's own scopes, which the capture asks for. Without them, 5 % to 9 % of a decode step would
+    be in none of these.
+    """
     for arm in report["arms"]:
         assert not report["emulated"]
         for phase in arm["phases"].values():
-            named = sum(row["time_s"] for row in phase["rows"] if row["category"] != "other") / phase["num_steps"]
-            assert (named + phase["idle_s"]) / phase["step_s"] >= 0.95
-            assert named / phase["step_s"] >= 0.5  # operators, not the time between them
-            categories = {row["category"] for row in phase["rows"] if row["time_s"] > 0}
-            assert "gemm" in categories
-            assert any(name.startswith("attention") for name in categories)
+            times: dict[str, float] = {}
+            for row in phase["rows"]:
+                times[row["category"]] = times.get(row["category"], 0.0) + row["time_s"] / phase["num_steps"]
+            named = sum(seconds for category, seconds in times.items() if category != "other")
+            assert named / phase["step_s"] >= 0.95, times
+            assert (named - times["host"] - times.get("host_loop", 0.0)) / phase["step_s"] >= 0.5  # operators
+            assert times["gemm"] > 0
+            assert any(seconds > 0 for category, seconds in times.items() if category.startswith("attention"))
+            hosts = {row["name"] for row in phase["rows"] if row["category"] == "host"}
+            assert {"in engine step", "in gpu_model_runner: forward", "in gpu_model_runner: sample"} <= hosts
 
 
 def test_the_table_accounts_for_the_traced_step_and_names_gemm_and_attention(
@@ -65,6 +73,7 @@ def test_the_table_accounts_for_the_traced_step_and_names_gemm_and_attention(
     check_accounted(profiled[1])
     (arm,) = profiled[1]["arms"]
     assert arm["phases"]["decode"]["num_steps"] >= 10
+    assert {"prefill", "mixed"} & set(arm["phases"])
     assert arm["measured_s"] is None or arm["measured_s"] > 0  # None: the trial is invalid by a stall of the machine
 
 

@@ -87,7 +87,7 @@ class PhaseProfile:
 
     step_s         from its first kernel to that of the next step; of the last one, and before a pause, to its last
     rows           by time, longest first; idle_s = step_s − Σ time_s / num_steps
-    idle_s         no kernel runs (GPU), or no operator (CPU: Python, scheduling, HTTP)
+    idle_s         no kernel runs (GPU), or neither an operator nor an annotation of the engine's thread (CPU)
     cpu_bound_s    of idle_s: the GPU was idle before the next kernel's launch had ended. None: no launch in the trace
     num_gaps       idle gaps of 200 ns and more
     num_context, num_generation, context_tokens, generation_context_tokens  means of StepMark; None = not told

@@ -198,9 +198,19 @@ def _phase_findings(arm: str, phase: PhaseProfile) -> Iterator[str]:
 
 def _rank_findings(arm: ArmProfile) -> Iterator[str]:
     for name in arm.phases:
-        steps = [phase.step_s for rank in arm.ranks if (phase := rank.phase(name)) is not None and phase.step_s > 0]
+        steps = [step_s for step_s in _steps_by_rank(arm.ranks, name) if step_s > 0]
         if len(steps) > 1 and max(steps) / min(steps) > RANK_RATIO_MAX:
             yield f"{arm.arm}, {name}: the slowest rank's steps are {max(steps) / min(steps):.2f} times the fastest's"
+
+
+def _steps_by_rank(ranks: Sequence[RankProfile], name: str) -> Iterator[float]:
+    """Each rank's step, over all of its files. A file that tells no rank is one of its own."""
+    mine: dict[object, list[PhaseProfile]] = {}
+    for rank in ranks:
+        phase = rank.phase(name)
+        if phase is not None:
+            mine.setdefault(rank.file if rank.rank is None else rank.rank, []).append(phase)
+    yield from (mean_over_ranks(phases).step_s for phases in mine.values())
 
 
 def _gain_findings(comparisons: Sequence[ArmComparison]) -> Iterator[str]:

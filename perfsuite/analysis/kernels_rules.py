@@ -21,6 +21,8 @@ CATEGORIES: dict[str, str] = {
     "cache_write": "KV cache write",
     "sampling": "sampling",
     "memcpy": "memory copy",
+    "host": "host, between operators",
+    "host_loop": "host, the engine's loop",
     "other": "other",
 }
 ATTENTION = "attention"  # in a step of prefill or of decode alone it becomes attention_prefill or attention_decode
@@ -44,9 +46,20 @@ class NameRule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepRule:
-    """Annotations that begin a step; groups: see StepMark."""
+    """Annotations that begin a step; groups: see StepMark. phase: of the step, where the groups do not tell."""
 
     pattern: re.Pattern[str]
+    source: str
+    phase: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopRule:
+    """What an engine does between the end of one outermost annotation and the begin of the next."""
+
+    after: re.Pattern[str]
+    before: re.Pattern[str]
+    meaning: str
     source: str
 
 
@@ -58,6 +71,7 @@ class KernelRules:
     formats: Sequence[NameRule]
     steps: Sequence[StepRule]
     files: Sequence[NameRule]
+    loops: Sequence[LoopRule] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,16 +90,20 @@ class StepMark:
     num_context, num_generation  requests in prefill and in decode
     context_tokens               prompt tokens computed in the step
     generation_context_tokens    tokens in the caches of the decoding requests
+    named_phase                  the phase, where the annotation names it
     """
 
     num_context: int | None = None
     num_generation: int | None = None
     context_tokens: int | None = None
     generation_context_tokens: int | None = None
+    named_phase: str | None = None
 
     @property
     def phase(self) -> str:
         """ "prefill", "decode", "mixed", or "all" where nothing is told."""
+        if self.named_phase is not None:
+            return self.named_phase
         if self.num_context is None or self.num_generation is None:
             return "all"
         if self.num_context and self.num_generation:
@@ -126,12 +144,19 @@ def find_mark(name: str, rules: KernelRules) -> StepMark | None:
         if match := rule.pattern.search(name):
             told = match.groupdict()
             return StepMark(
-                num_context=_number(told.get("context")),
-                num_generation=_number(told.get("generation")),
+                num_context=0 if rule.phase == "decode" else _number(told.get("context")),
+                num_generation=0 if rule.phase == "prefill" else _number(told.get("generation")),
                 context_tokens=_number(told.get("context_tokens")),
                 generation_context_tokens=_number(told.get("generation_context")),
+                named_phase=rule.phase,
             )
     return None
+
+
+def find_loop(after: str, before: str, rules: KernelRules) -> str | None:
+    """What the engine does between two annotations; None where no rule knows."""
+    fits = (rule.meaning for rule in rules.loops if rule.after.search(after) and rule.before.search(before))
+    return next(fits, None)
 
 
 def phase_of_file(name: str, rules: KernelRules) -> str | None:

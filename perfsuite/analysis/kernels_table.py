@@ -25,6 +25,7 @@ from perfsuite.analysis.kernels import (
     exclusive_ns,
     self_ns,
 )
+from perfsuite.analysis.kernels_host import HostTimes, host_rows, host_times
 from perfsuite.analysis.kernels_rules import (
     ATTENTION,
     PHASES,
@@ -83,7 +84,8 @@ def profile_rank(
         items = _gpu_items(spans, kernels, marks) if device == "gpu" else _cpu_items(operators, marks)
         extents = _extents(items, marks.t_ns if device == "cpu" else None)
         default = phase_of_file(file, rules) or "all"
-        phases = tuple(_phases(items, extents, told, default, operators, rules))
+        host = None if device == "gpu" else _host_times(spans, items, extents, rules)
+        phases = tuple(_phases(items, extents, told, default, operators, rules, host))
     return RankProfile(
         file=file,
         rank=rank,
@@ -140,6 +142,15 @@ def _cpu_items(operators: TraceSpans, marks: TraceSpans) -> TimedItems:
     )
 
 
+def _host_times(spans: TraceSpans, items: TimedItems, extents: StepExtents, rules: KernelRules) -> HostTimes:
+    """The time of the engine's thread in which no operator ran, by annotation."""
+    annotations = spans.of_kind(MARK)
+    annotations = annotations.where(annotations.track == items.spans.track[0])
+    assert items.parents is not None
+    outermost = items.spans.where(items.parents == UNKNOWN)
+    return host_times(outermost, annotations, rules, np.concatenate([extents.begin_ns, extents.end_ns]))
+
+
 def _step_of(t_ns: Ints, marks: TraceSpans) -> Ints:
     if not len(marks):
         return np.zeros(len(t_ns), dtype=np.int64)
@@ -188,6 +199,7 @@ def _phases(
     default: str,
     operators: TraceSpans,
     rules: KernelRules,
+    host: HostTimes | None,
 ) -> Iterator[PhaseProfile]:
     marks = [told[index] if told else StepMark() for index in extents.index.tolist()]
     names = [default if mark.phase == "all" else mark.phase for mark in marks]
@@ -197,7 +209,8 @@ def _phases(
         mine = np.array([name == phase for name in names], dtype=bool)
         if mine.any():
             chosen = [mark for mark, is_mine in zip(marks, mine.tolist(), strict=True) if is_mine]
-            yield _phase(phase, items, extents, mine, chosen, shape, classify)
+            more = host_rows(host, extents.begin_ns[mine], extents.end_ns[mine]) if host is not None else []
+            yield _phase(phase, items, extents, mine, chosen, shape, classify, more)
 
 
 def _shapes(spans: TraceSpans, operators: TraceSpans) -> Ints:
@@ -217,11 +230,12 @@ def _phase(
     marks: Sequence[StepMark],
     shape: Ints,
     classify: Callable[[str, str], KernelKind],
+    more_rows: Sequence[KernelRow],
 ) -> PhaseProfile:
     num = int(mine.sum())
     chosen = np.isin(items.step, extents.index[mine])
     gaps = _gaps(items, extents, mine)
-    rows = tuple(_rows(items, chosen, shape, phase, classify))
+    rows = (*_rows(items, chosen, shape, phase, classify), *more_rows)
     step_s = float((extents.end_ns - extents.begin_ns)[mine].sum()) / 1e9 / num
     bound = items.cpu_bound
     return PhaseProfile(
@@ -229,7 +243,7 @@ def _phase(
         num_steps=num,
         step_s=step_s,
         rows=add_rows(rows),
-        idle_s=step_s - sum(row.time_s for row in rows) / num,
+        idle_s=_rounded(step_s - sum(row.time_s for row in rows) / num),
         cpu_bound_s=None if bound is None else float(items.gap_ns[gaps & bound].sum()) / 1e9 / num,
         num_gaps=int((items.gap_ns[gaps] >= MIN_GAP_NS).sum()) / num,
         num_context=_mean([mark.num_context for mark in marks]),
@@ -237,6 +251,11 @@ def _phase(
         context_tokens=_mean([mark.context_tokens for mark in marks]),
         generation_context_tokens=_mean([mark.generation_context_tokens for mark in marks]),
     )
+
+
+def _rounded(seconds: float) -> float:
+    """0 where nothing is left but the rounding of a sum."""
+    return 0.0 if abs(seconds) < 1e-12 else seconds
 
 
 def _gaps(items: TimedItems, extents: StepExtents, mine: Flags) -> Flags:

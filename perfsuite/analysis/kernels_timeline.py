@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from perfsuite.analysis.kernels_requests import ServerRequest
 from perfsuite.dialects.server_metrics import read_samples
 
 STAGES = ("queue_s", "prefill_s", "decode_s", "ttft_s", "e2e_s")
@@ -49,12 +50,16 @@ class RequestSpan:
 class Timeline:
     """Means over the requests of the window. server: keys of STAGES that it tells; client: ttft_s, decode_s, e2e_s.
 
-    requests  the first 64 answered ones, by the time they were sent
+    As on the servers, ttft_s counts each request whose first token came within the window, the others those that were
+    answered to their end within it. A mean of no request is left out.
+    requests         the first 64 that were answered within the window, by the time they were sent
+    server_requests  the first 64 that ended within it as the server recorded, by arrival; () where it records none
     """
 
     server: Mapping[str, float]
     client: Mapping[str, float]
     requests: Sequence[RequestSpan]
+    server_requests: Sequence[ServerRequest] = ()
 
 
 def stage_sums(page: str, dialect: str) -> dict[str, tuple[float, float]]:
@@ -74,34 +79,49 @@ def stage_sums(page: str, dialect: str) -> dict[str, tuple[float, float]]:
 def stage_means(
     before: Mapping[str, tuple[float, float]], after: Mapping[str, tuple[float, float]]
 ) -> dict[str, float]:
-    """Mean seconds of each stage over the requests that ended between two readings."""
+    """Mean seconds of each stage that both readings tell, over the requests counted between them."""
     means = {}
-    for stage, (total, count) in after.items():
-        first = before.get(stage, (0.0, 0.0))
-        if count > first[1]:
-            means[stage] = (total - first[0]) / (count - first[1])
-    return means
+    for stage in before.keys() & after.keys():
+        (first_s, first), (last_s, last) = before[stage], after[stage]
+        if last > first:
+            means[stage] = (last_s - first_s) / (last - first)
+    return {stage: means[stage] for stage in STAGES if stage in means}
 
 
-def timeline(server: Mapping[str, float], records: pa.Table) -> Timeline:
-    """The timeline of a window. records: REQUEST_SCHEMA."""
+def timeline(
+    server: Mapping[str, float],
+    records: pa.Table,
+    server_requests: Sequence[ServerRequest] = (),
+    *,
+    t_open_ns: int,
+    t_close_ns: int,
+) -> Timeline:
+    """The timeline of a window. records: REQUEST_SCHEMA. t_open_ns, t_close_ns: monotonic, as in the records."""
     columns = records.select(["outcome", "t_send_ns", "t_first_ns", "t_last_ns", "t_done_ns"]).to_pylist()
-    rows = [row for row in columns if row["outcome"] == "ok" and None not in (row["t_send_ns"], row["t_first_ns"])]
-    rows.sort(key=lambda row: row["t_send_ns"])
-    begin = rows[0]["t_send_ns"] if rows else 0
-    spans = [
-        RequestSpan(
-            start_s=(row["t_send_ns"] - begin) / 1e9,
-            ttft_s=(row["t_first_ns"] - row["t_send_ns"]) / 1e9,
-            decode_s=(row["t_last_ns"] - row["t_first_ns"]) / 1e9,
-        )
-        for row in rows
-    ]
-    client = {}
-    if spans:
-        client = {
-            "ttft_s": sum(span.ttft_s for span in spans) / len(spans),
-            "decode_s": sum(span.decode_s for span in spans) / len(spans),
-            "e2e_s": sum(row["t_done_ns"] - row["t_send_ns"] for row in rows) / 1e9 / len(rows),
-        }
-    return Timeline(server=dict(server), client=client, requests=tuple(spans[:MAX_REQUESTS]))
+    begun = [row for row in columns if None not in (row["t_send_ns"], row["t_first_ns"])]
+    first = [row for row in begun if t_open_ns <= row["t_first_ns"] <= t_close_ns]
+    ended = [row for row in begun if row["outcome"] == "ok" and t_open_ns <= row["t_done_ns"] <= t_close_ns]
+    ended.sort(key=lambda row: row["t_send_ns"])
+    client = {
+        "ttft_s": _mean_s(first, "t_send_ns", "t_first_ns"),
+        "decode_s": _mean_s(ended, "t_first_ns", "t_last_ns"),
+        "e2e_s": _mean_s(ended, "t_send_ns", "t_done_ns"),
+    }
+    return Timeline(
+        server=dict(server),
+        client={stage: mean_s for stage, mean_s in client.items() if mean_s is not None},
+        requests=tuple(_request_span(row, ended[0]["t_send_ns"]) for row in ended[:MAX_REQUESTS]),
+        server_requests=tuple(server_requests[:MAX_REQUESTS]),
+    )
+
+
+def _mean_s(rows: Sequence[Mapping[str, int]], begin: str, end: str) -> float | None:
+    return sum(row[end] - row[begin] for row in rows) / 1e9 / len(rows) if rows else None
+
+
+def _request_span(row: Mapping[str, int], begin_ns: int) -> RequestSpan:
+    return RequestSpan(
+        start_s=(row["t_send_ns"] - begin_ns) / 1e9,
+        ttft_s=(row["t_first_ns"] - row["t_send_ns"]) / 1e9,
+        decode_s=(row["t_last_ns"] - row["t_first_ns"]) / 1e9,
+    )

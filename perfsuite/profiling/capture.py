@@ -2,8 +2,8 @@
 
 vLLM: config/profiler.py and entrypoints/serve/profile of 0.32 and 0.33; --profiler-config came with 0.13.0 (pull
 requests 29912, 32454), the environment variables went with 0.16.0 (pull request 33536). SGLang: http_server.py of
-0.5.23. TensorRT-LLM: trtllm-serve.rst and perf-analysis.md of 2026; its endpoint is taken to come with 1.3. Only vLLM's
-CPU build and the embedded engine were run.
+0.5.23. TensorRT-LLM: trtllm-serve.rst and perf-analysis.md of 2026; its endpoint is taken to come with 1.3. Only vLLM
+and SGLang on the CPU and the embedded engine were run.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ _NSYS_OPTIONS = {
 }
 _FIRST_CONFIG = (0, 13)  # of vLLM's --profiler-config
 _FIRST_ENDPOINT = (1, 3)  # of TensorRT-LLM's /start_profile
+_FIRST_SPANS = (0, 5, 23)  # of SGLang's step spans, as far as is known
+REQUESTS_FOLDER = "requests"  # below the engine's folder: where SGLang writes its requests
+MAX_REQUESTS = 10_000  # that TensorRT-LLM keeps until they are asked for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,11 +58,12 @@ class CaptureOrder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchAdditions:
-    """What an engine needs at its start. prefix: words before its program."""
+    """What an engine needs at its start. prefix: words before its program; options: of TensorRT-LLM's options file."""
 
     argv: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     prefix: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,13 +79,15 @@ class HttpAction:
 class Capture:
     """launch: added at the start. start, stop: paths and bodies; None: the engine opens its window by itself.
 
-    limits  what this way of profiling does not show
+    limits     what this way of profiling does not show
+    num_files  traces that are there when the window has ended by itself
     """
 
     launch: LaunchAdditions
     start: Mapping[str, Any] | None
     stop: Mapping[str, Any] | None
     limits: tuple[str, ...]
+    num_files: int = 1
 
     def start_action(self, url: str) -> HttpAction | None:
         """The request that opens the window; None: none is needed."""
@@ -145,19 +151,24 @@ def _vllm(order: CaptureOrder) -> Capture:
         "max_iterations": order.steps,
     }
     argv = ("--profiler-config", json.dumps(settings, separators=(",", ":")))
-    return Capture(launch=LaunchAdditions(argv=argv), start=body, stop={}, limits=_TORCH_LIMITS)
+    launch = LaunchAdditions(argv=argv, env={"VLLM_CUSTOM_SCOPES_FOR_PROFILING": "1"})  # annotations below the step
+    return Capture(launch=launch, start=body, stop={}, limits=_TORCH_LIMITS)
 
 
 def _sglang(order: CaptureOrder) -> Capture:
-    activities = ["CUDA_PROFILER"] if order.tool == "nsys" else ["CPU", "GPU"]
-    body: dict[str, Any] = {"output_dir": order.folder, "num_steps": order.steps, "activities": activities}
+    body: dict[str, Any] = {"output_dir": order.folder, "num_steps": order.steps}
+    has_spans = _at_least(order.version, _FIRST_SPANS)
+    requests = ("--export-metrics-to-file", "--export-metrics-to-file-dir", f"{order.folder}/{REQUESTS_FOLDER}")
+    argv = requests if has_spans else ()
     if order.tool == "nsys":
-        launch = LaunchAdditions(prefix=nsys_prefix(order.folder))
-        return Capture(launch=launch, start=body, stop={}, limits=_NSYS_LIMITS)
-    body |= {"record_shapes": True, "with_stack": False, "profile_by_stage": True}
-    launch = LaunchAdditions(env={"SGLANG_TORCH_PROFILER_DIR": order.folder})
-    limits = (*_TORCH_LIMITS, "SGLang marks no steps: each stage's file counts as one step")
-    return Capture(launch=launch, start=body, stop={}, limits=limits)
+        launch = LaunchAdditions(argv=argv, prefix=nsys_prefix(order.folder))
+        return Capture(launch=launch, start=body | {"activities": ["CUDA_PROFILER"]}, stop={}, limits=_NSYS_LIMITS)
+    launch = LaunchAdditions(argv=argv, env={"SGLANG_TORCH_PROFILER_DIR": order.folder})
+    body |= {"activities": ["CPU", "GPU"], "record_shapes": True, "with_stack": False}
+    if has_spans:
+        return Capture(launch=launch, start=body | {"detailed_annotations": True}, stop={}, limits=_TORCH_LIMITS)
+    limits = (*_TORCH_LIMITS, "SGLang before 0.5.23 is taken to mark no steps: each stage's file counts as one step")
+    return Capture(launch=launch, start=body | {"profile_by_stage": True}, stop={}, limits=limits, num_files=2)
 
 
 def _trtllm(order: CaptureOrder) -> Capture:
@@ -167,13 +178,15 @@ def _trtllm(order: CaptureOrder) -> Capture:
     if _at_least(order.version, _FIRST_ENDPOINT):
         activities = ["CUDA_PROFILER"] if order.tool == "nsys" else ["CPU", "GPU"]
         body = {"output_dir": order.folder, "num_steps": order.steps, "activities": activities}
-        launch = LaunchAdditions(env={**env, "TLLM_TORCH_PROFILER_DIR": order.folder}, prefix=prefix)
+        env["TLLM_TORCH_PROFILER_DIR"] = order.folder
+        launch = LaunchAdditions(env=env, prefix=prefix, options=_TRTLLM_OPTIONS)
         return Capture(launch=launch, start=body, stop={}, limits=limits)
     env["TLLM_PROFILE_START_STOP"] = f"{order.first_step}-{order.first_step + order.steps}"
     if order.tool == "torch":
         env["TLLM_TORCH_PROFILE_TRACE"] = f"{order.folder}/trace.json"
     note = "TensorRT-LLM before 1.3 records the steps from profile.first_step on, counted from the server's start"
-    return Capture(launch=LaunchAdditions(env=env, prefix=prefix), start=None, stop=None, limits=(*limits, note))
+    launch = LaunchAdditions(env=env, prefix=prefix, options=_TRTLLM_OPTIONS)
+    return Capture(launch=launch, start=None, stop=None, limits=(*limits, note))
 
 
 def _emulated(order: CaptureOrder) -> Capture:
@@ -189,6 +202,7 @@ def _emulated(order: CaptureOrder) -> Capture:
     return Capture(launch=launch, start={steps: order.steps}, stop={}, limits=_EMULATED_LIMITS)
 
 
+_TRTLLM_OPTIONS = {"perf_metrics_max_requests": MAX_REQUESTS}
 _TORCH_LIMITS = (
     "the profiler slows the host: idle gaps are longer than without it, kernels are not",
     "kernels of a CUDA graph have no operator, so their shape is that of their grid",
@@ -200,7 +214,7 @@ _NSYS_LIMITS = (
 _EMULATED_LIMITS = ("the trace is the step-time model itself: it tells nothing that the model did not put in",)
 
 
-def _at_least(version: str | None, wanted: tuple[int, int]) -> bool:
-    """Whether the first two numbers of a version are `wanted` or more; an unknown version counts as the newest."""
-    found = re.match(r"v?(\d+)\.(\d+)", version or "")
-    return found is None or (int(found[1]), int(found[2])) >= wanted
+def _at_least(version: str | None, wanted: tuple[int, ...]) -> bool:
+    """Whether the first numbers of a version are `wanted` or more; an unknown version counts as the newest."""
+    found = re.match(r"v?(\d+(?:\.\d+)*)", version or "")
+    return found is None or tuple(int(part) for part in found[1].split(".")) >= wanted

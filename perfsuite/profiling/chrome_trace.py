@@ -189,11 +189,14 @@ class _Columns:
             if kind is None or duration is None or event.get("ph") != "X":
                 self._num_ignored += 1
                 continue
+            name = event["name"]
+            if not isinstance(name, str):
+                raise TypeError(f"a name is a string, found {name!r}")
             args = event.get("args") or {}
             self._t_ns.append(round(event["ts"] * 1000))
             self._duration_ns.append(round(duration * 1000))
             self._kind.append(kind)
-            self._name.append(names.setdefault(event["name"], len(names)))
+            self._name.append(names.setdefault(name, len(names)))
             key = (event.get("pid"), event.get("tid"))
             self._track.append(tracks.setdefault(key, len(tracks)))
             self._link.append(args.get("correlation", UNKNOWN))

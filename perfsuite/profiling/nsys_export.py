@@ -37,7 +37,7 @@ class DeviceTrace:
 def read_nsys(path: Path) -> list[DeviceTrace]:
     """One trace for each process and GPU of an export. Raises StoreError."""
     try:
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
             tables = {row[0] for row in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             if "CUPTI_ACTIVITY_KIND_KERNEL" not in tables:
                 raise StoreError(
@@ -47,7 +47,7 @@ def read_nsys(path: Path) -> list[DeviceTrace]:
                     cure="trace CUDA (nsys profile --trace cuda,nvtx), and export with nsys export --type sqlite",
                 )
             return list(_traces(database, tables))
-    except sqlite3.Error as error:
+    except (sqlite3.Error, TypeError, ValueError, OverflowError) as error:
         raise StoreError("not an export of Nsight Systems", where=str(path), found=str(error)) from None
 
 
@@ -116,17 +116,23 @@ def _ranges(database: sqlite3.Connection, pid: int) -> Iterator[tuple[Any, ...]]
 
 
 class _Spans:
-    """Collects rows (start, end, name, track, link, shape)."""
+    """Collects rows (start, end, name, track, link, shape). One without a start, an end or a name is counted alone."""
 
     def __init__(self) -> None:
         self._numbers: list[array[int]] = [array("q") for _ in range(7)]
         self._names: dict[str, int] = {}
         self._shapes: dict[tuple[str, str], int] = {}
         self._tracks: dict[tuple[int, int], int] = {}
+        self._num_ignored = 0
 
     def add_all(self, rows: Iterator[tuple[Any, ...]] | sqlite3.Cursor, kind: int) -> None:
-        """Keep rows as spans of a kind."""
+        """Keep rows as spans of a kind. Raises TypeError, OverflowError for values that are not of the schema."""
         for start, end, name, track, link, shape in rows:
+            if start is None or end is None or name is None:
+                self._num_ignored += 1
+                continue
+            if not isinstance(name, str):
+                raise TypeError(f"a name is a string, found {name!r}")
             values = (
                 start,
                 end - start,
@@ -154,5 +160,6 @@ class _Spans:
             shape=shape.astype(np.int32),
             names=tuple(self._names),
             shapes=tuple(self._shapes),
+            num_ignored=self._num_ignored,
         )
         return spans.where(np.argsort(t_ns, kind="stable"))

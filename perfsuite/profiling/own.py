@@ -20,11 +20,11 @@ def own_command(program: str, scenario: Path, results: Path, output: Path) -> li
     """The py-spy command that plays a scenario and samples every process of it, engines that it starts included."""
     spy = [program, "record", "--subprocesses", "--nolineno", "--full-filenames", "--format", "raw"]
     spy += ["--rate", str(RATE_PER_S), "--output", str(output), "--"]
-    return [*spy, sys.executable, "-m", "perfsuite", "run", str(scenario), "--results", str(results)]
+    return [*spy, sys.executable, "-m", "perfsuite", "run", str(scenario), "--results", str(results), "--json"]
 
 
 def profile_own(scenario: Path, results: Path) -> OwnProfile:
-    """Play a scenario under py-spy. Raises UsageError without py-spy, EngineError when it wrote nothing."""
+    """Play a scenario under py-spy. Raises UsageError without py-spy, EngineError when it or the run failed."""
     program = shutil.which("py-spy") or shutil.which("py-spy", path=str(Path(sys.executable).parent))
     if program is None:
         raise UsageError("py-spy is not installed", where="--self", cure="pip install 'perfsuite[profile]'")
@@ -39,6 +39,10 @@ def profile_own(scenario: Path, results: Path) -> OwnProfile:
                 found=done.stderr.decode(errors="replace")[-2000:].strip(),
                 cure="py-spy needs permission to read other processes: see its documentation",
             )
+        if b"{" not in done.stdout:  # py-spy ends with 0 whatever the run did; a run that went well printed JSON
+            found = done.stderr.decode(errors="replace")[-2000:].strip()
+            cure = "play it with perfsuite run first"
+            raise EngineError("the run under py-spy failed", where=str(scenario), found=found, cure=cure)
         return own_profile(_lines(output), rate_per_s=RATE_PER_S)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from perfsuite.analysis.kernels_rules import CATEGORIES, PHASES, KernelRules, NameRule, StepRule
+from perfsuite.analysis.kernels_rules import CATEGORIES, PHASES, KernelRules, LoopRule, NameRule, StepRule
 from perfsuite.errors import PerfsuiteError
 
 _PATH = Path(__file__).parent / "kernel_rules.yaml"
@@ -31,8 +31,9 @@ def parse_rules(document: dict[str, Any]) -> KernelRules:
     return KernelRules(
         categories=names("categories", "category", frozenset(CATEGORIES)),
         formats=names("formats", "format", None),
-        steps=tuple(StepRule(pattern=_pattern(entry), source=_source(entry, sources)) for entry in document["steps"]),
+        steps=tuple(_step_rule(entry, sources) for entry in document["steps"]),
         files=names("files", "phase", frozenset(PHASES)),
+        loops=tuple(_loop_rule(entry, sources) for entry in document.get("loops", ())),
     )
 
 
@@ -48,9 +49,25 @@ def _name_rule(entry: dict[str, Any], key: str, known: frozenset[str] | None, so
     )
 
 
-def _pattern(entry: dict[str, Any]) -> re.Pattern[str]:
+def _step_rule(entry: dict[str, Any], sources: dict[str, str]) -> StepRule:
+    phase = entry.get("phase")
+    if phase is not None and phase not in PHASES:
+        raise PerfsuiteError("a kernel rule has an unknown phase", found=repr(entry))
+    return StepRule(pattern=_pattern(entry), source=_source(entry, sources), phase=phase)
+
+
+def _loop_rule(entry: dict[str, Any], sources: dict[str, str]) -> LoopRule:
+    return LoopRule(
+        after=_pattern(entry, "after"),
+        before=_pattern(entry, "before"),
+        meaning=str(entry["meaning"]),
+        source=_source(entry, sources),
+    )
+
+
+def _pattern(entry: dict[str, Any], key: str = "pattern") -> re.Pattern[str]:
     try:
-        return re.compile(entry["pattern"], re.IGNORECASE)
+        return re.compile(entry[key], re.IGNORECASE)
     except (KeyError, re.error) as error:
         raise PerfsuiteError("a kernel rule has no pattern that works", found=f"{entry!r}: {error}") from None
 

@@ -5,7 +5,7 @@ Every table of emulated numbers says EMULATED in its first line.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -19,9 +19,10 @@ from perfsuite.report.columns import cut, wrap
 
 EMULATED = "EMULATED"
 MAX_KERNELS = 8
+WIDE = 100  # columns from which bytes and FLOPs of each category are shown
 MIN_SAVED_RATIO = 0.01  # of the step: smaller differences are not told in the sentence
 _PSEUDO = {IDLE: "idle gap", UNEXPLAINED: "unexplained"}
-_CPU_IDLE = "no operator (Python, scheduling)"
+_CPU_IDLE = "not known: no operator, no annotation"
 
 
 def profile_text(report: ProfileReport, *, width: int) -> str:
@@ -139,6 +140,10 @@ def _arm_lines(arm: ArmProfile, width: int) -> Iterator[str]:
     yield from wrap(f"{mark}arm {arm.arm}: {_ranks_text(arm)}", width)
     for phase in arm.phases.values():
         yield from _phase_lines(arm, phase, width)
+    if arm.phases.keys() == {"decode"}:
+        yield from wrap(
+            "no prompt was computed in this window: with more --steps one may be", width, indent="  ", hang=4
+        )
     if arm.timeline is not None:
         yield from _timeline_lines(arm.timeline, width)
     for limit in arm.limits:
@@ -173,14 +178,16 @@ def phase_title(phase: PhaseProfile) -> str:
 
 def _phase_lines(arm: ArmProfile, phase: PhaseProfile, width: int) -> Iterator[str]:
     ceilings = {row.category: row for row in arm.rooflines.get(phase.phase, ())}
+    is_wide = width >= WIDE
     yield from wrap(phase_title(phase), width, indent="  ", hang=4)
-    room = width - 4 - 10 - 8 - (28 if ceilings else 0)
+    yield from _rank_lines(arm, phase.phase, width)
+    room = width - 4 - 10 - 8 - (28 + (20 if is_wide else 0) if ceilings else 0)
     head = f"    {'':<{room}}{'ms':>10}{'share':>8}"
-    yield head + (f"{'of memory':>10}{'of peak':>8}  {'bound by':<8}" if ceilings else "")
+    yield head + (_ceiling_head(is_wide=is_wide) if ceilings else "")
     for category, seconds in phase.category_s().items():
         label = cut(category_label(category, phase.format_of(category)), room - 1)
         line = f"    {label:<{room}}{_ms(seconds):>10}{phase.share(seconds):>8.1%}"
-        yield (line + (_ceiling(ceilings.get(category)) if ceilings else "")).rstrip()
+        yield (line + (_ceiling(ceilings.get(category), is_wide=is_wide) if ceilings else "")).rstrip()
     yield f"    {cut(idle_label(arm), room - 1):<{room}}{_ms(phase.idle_s):>10}{phase.share(phase.idle_s):>8.1%}"
     for row in phase.rows[:MAX_KERNELS]:
         calls = row.count / phase.num_steps
@@ -189,11 +196,29 @@ def _phase_lines(arm: ArmProfile, phase: PhaseProfile, width: int) -> Iterator[s
         )
 
 
-def _ceiling(row: RooflineRow | None) -> str:
-    if row is None or row.bound is None:
+def _rank_lines(arm: ArmProfile, name: str, width: int) -> Iterator[str]:
+    """The step of each rank, where there are several."""
+    steps = [(rank.rank, phase.step_s) for rank in arm.ranks if (phase := rank.phase(name)) is not None]
+    if len({number for number, _ in steps}) > 1:
+        told = ", ".join(f"{'?' if number is None else number}: {_ms(step_s)}" for number, step_s in steps)
+        yield from wrap(f"ms per step by rank: {told}", width, indent="    ", hang=4)
+
+
+def _ceiling_head(*, is_wide: bool) -> str:
+    work = f"{'GB':>10}{'TFLOP':>10}" if is_wide else ""
+    return f"{work}{'of memory':>10}{'of peak':>8}  {'bound by':<8}"
+
+
+def _ceiling(row: RooflineRow | None, *, is_wide: bool) -> str:
+    if row is None or row.bound is None or row.work is None:
         return ""
+    work = (row.work.num_bytes / 1e9, row.work.flops / 1e12) if is_wide else ()
+    amounts = [f"{amount:.3f}" if amount else "–" for amount in work]
     ratios = [f"{ratio:.0%}" if ratio is not None else "–" for ratio in (row.memory_ratio, row.compute_ratio)]
-    return f"{ratios[0]:>10}{ratios[1]:>8}  {row.bound}"
+    bound = row.bound
+    if row.work.link_s > 0 and row.time_s > 0:
+        bound += f" {row.work.link_s / row.time_s:.0%}"  # of the links' rate
+    return f"{''.join(f'{amount:>10}' for amount in amounts)}{ratios[0]:>10}{ratios[1]:>8}  {bound}"
 
 
 def _timeline_lines(found: Timeline, width: int) -> Iterator[str]:
@@ -202,6 +227,18 @@ def _timeline_lines(found: Timeline, width: int) -> Iterator[str]:
         if stages:
             told = ", ".join(f"{name.removesuffix('_s')} {_ms(seconds)} ms" for name, seconds in stages.items())
             yield from wrap(f"requests in the window, {who}'s mean: {told}", width, indent="  ", hang=4)
+    if found.server_requests:
+        parts = {"queue": "queue_s", "prefill": "prefill_s", "decode": "decode_s"}
+        ranges = [
+            f"{word} {_range(getattr(one, name) for one in found.server_requests)} ms" for word, name in parts.items()
+        ]
+        text = f"each of {len(found.server_requests)} requests as the server recorded it, least – most"
+        yield from wrap(f"{text}: {', '.join(ranges)}", width, indent="  ", hang=4)
+
+
+def _range(seconds: Iterable[float]) -> str:
+    values = list(seconds)
+    return f"{_ms(min(values))} – {_ms(max(values))}"
 
 
 def _finding_lines(report: ProfileReport, width: int) -> Iterator[str]:

@@ -5,7 +5,7 @@ Every text that comes from a trace, a scenario or a file's name is escaped.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
 from perfsuite.analysis.kernel_difference import KernelDifference
@@ -16,6 +16,7 @@ from perfsuite.analysis.kernels_timeline import Timeline
 from perfsuite.report.profile import difference_sentence, idle_label, phase_title, profile_text, row_label
 
 WIDTH, ROW_HEIGHT, LABEL_WIDTH = 1000, 26, 190
+MIN_SAVED_S = 5e-7  # what a table in ms shows as 0.000
 MIN_WIDTH = 0.6  # narrower kernels are drawn together
 IDLE_COLOUR = "#d9d9d9"
 # Okabe and Ito's palette with tints, so that neighbours differ for colour-blind readers; names stand in the bars too.
@@ -23,10 +24,11 @@ COLOURS = dict(
     zip(
         CATEGORIES,
         ("#5b9bd5", "#9fd3f5", "#b59ad0", "#009e73", "#3fbf97", "#66c2a5", "#d55e00", "#e69f00", "#cc79a7",
-         "#b8b34a", "#c9a66b", "#f0e442", "#999999", "#666666"),
+         "#b8b34a", "#c9a66b", "#f0e442", "#999999", "#bfb8c9", "#8f86a3", "#666666"),
         strict=True,
     )
 )  # fmt: skip
+STAGES = {"queue": "#999999", "to the first token": "#e69f00", "prefill": "#e69f00", "decode": "#0072b2"}
 _STYLE = """
 body{font:14px/1.45 system-ui,sans-serif;margin:24px auto;max-width:1040px;padding:0 12px;color:#1a1a1a;background:#fff}
 h1{font-size:20px}h2{font-size:16px;margin-top:28px}h3{font-size:14px;margin:18px 0 6px}
@@ -90,8 +92,8 @@ def _pictures(report: ProfileReport) -> Iterator[str]:
         yield f"<h2>{escape(arm.arm)}</h2>"
         for phase in arm.phases.values():
             yield f"<h3>{escape(phase_title(phase))}</h3>{_icicle(arm, phase)}"
-        if arm.timeline is not None and arm.timeline.requests:
-            yield f"<h3>Requests in the window, as the client saw them</h3>{_requests(arm.timeline)}"
+        if arm.timeline is not None:
+            yield from _request_pictures(arm.timeline)
 
 
 def _links(report: ProfileReport) -> Iterator[str]:
@@ -191,7 +193,7 @@ def _kernel_bars(phase: PhaseProfile, category: str, x: float, scale: float) -> 
 
 def _difference_bars(difference: KernelDifference) -> str:
     """What each category saves (right) or costs (left) per step."""
-    rows = [row for row in difference.rows if abs(row.saved_s) > 0]
+    rows = [row for row in difference.rows if abs(row.saved_s) >= MIN_SAVED_S]
     longest = max((abs(row.saved_s) for row in rows), default=0.0) or 1.0
     half = (WIDTH - LABEL_WIDTH - 100) / 2
     middle = LABEL_WIDTH + half
@@ -208,16 +210,36 @@ def _difference_bars(difference: KernelDifference) -> str:
     return _svg(len(rows) * ROW_HEIGHT, parts, "milliseconds saved or lost per step, by category")
 
 
-def _requests(found: Timeline) -> str:
-    """A line for each request: time to first token, then decode."""
-    end = max(span.start_s + span.ttft_s + span.decode_s for span in found.requests) or 1.0
-    scale, height = WIDTH / end, 7
+def _request_pictures(found: Timeline) -> Iterator[str]:
+    """The client's lanes, and those of the server where it keeps a record of each request."""
+    if found.requests:
+        lanes = [
+            (span.start_s, {"to the first token": span.ttft_s, "decode": span.decode_s}) for span in found.requests
+        ]
+        yield f"<h3>Requests in the window, as the client saw them</h3>{_lanes(lanes)}"
+    if found.server_requests:
+        lanes = [
+            (span.start_s, {"queue": span.queue_s, "prefill": span.prefill_s, "decode": span.decode_s})
+            for span in found.server_requests
+        ]
+        yield f"<h3>The same time, as the server recorded its requests</h3>{_lanes(lanes)}"
+
+
+def _lanes(lanes: Sequence[tuple[float, Mapping[str, float]]]) -> str:
+    """A line for each request: its stages one after another. lanes: (start, seconds of each stage)."""
+    end = max(start_s + sum(stages.values()) for start_s, stages in lanes) or 1.0
+    scale, height = WIDTH / end, 9
     parts = []
-    for number, span in enumerate(found.requests):
-        y, x = number * height, span.start_s * scale
-        tip = f"sent at {span.start_s:.3f} s, first token after {span.ttft_s:.3f} s, decode {span.decode_s:.3f} s"
-        first = f'<rect x="{x:.2f}" y="{y}" width="{span.ttft_s * scale:.2f}" height="{height - 1}" fill="#e69f00"/>'
-        x += span.ttft_s * scale
-        rest = f'<rect x="{x:.2f}" y="{y}" width="{span.decode_s * scale:.2f}" height="{height - 1}" fill="#0072b2"/>'
-        parts.append(f"<g><title>{escape(tip)}</title>{first}{rest}</g>")
-    return _svg(len(found.requests) * height, parts, "requests: time to first token, then decode")
+    for number, (start_s, stages) in enumerate(lanes):
+        y, x = number * height, start_s * scale
+        told = ", ".join(f"{name} {seconds:.3f} s" for name, seconds in stages.items())
+        bars = []
+        for name, seconds in stages.items():
+            width = seconds * scale
+            bars.append(f'<rect x="{x:.2f}" y="{y}" width="{width:.2f}" height="{height - 2}" fill="{STAGES[name]}"/>')
+            x += width
+        parts.append(f"<g><title>{escape(f'from {start_s:.3f} s: {told}')}</title>{''.join(bars)}</g>")
+    names = list(lanes[0][1])
+    legend = "".join(f'<span><i style="background:{STAGES[name]}"></i>{escape(name)}</span>' for name in names)
+    label = f"a line for each request: {', then '.join(names)}; {end:.2f} s"
+    return f'<p class="legend">{legend} {end:.2f} s in all</p>{_svg(len(lanes) * height, parts, label)}'
