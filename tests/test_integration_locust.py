@@ -66,9 +66,12 @@ def test_locusts_own_command_line_makes_the_same_bundle_and_shows_the_latencies(
     command = [python_of("locust"), "-m", "locust", "-f", str(EXAMPLE / "locustfile.py"), "--headless",
                "--only-summary", "--perfsuite-scenario", str(write(tmp_path, ONE)), "--perfsuite-results",
                str(tmp_path)]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=EXAMPLE)
+    (tmp_path / "tmp").mkdir()
+    environ = os.environ | {"TMPDIR": str(tmp_path / "tmp")}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=EXAMPLE, env=environ)
     assert done.returncode in NOISE, done.stderr
     assert played(bundle(tmp_path)) == played(reference)
+    assert not list((tmp_path / "tmp").glob("perfsuite-*"))
     for name in ("ttft", "tpot", "e2e", "output tokens"):
         assert f"LLM      {name}" in done.stderr + done.stdout
 
@@ -104,6 +107,40 @@ def test_a_worker_killed_in_mid_run_is_named_and_what_it_left_is_unsent(tmp_path
     assert outcomes.count("ok") > 10 and len(details) > 10
     (lost,) = [row for row in workers_log(tmp_path) if row["kind"] == "lost"]
     assert lost["indices"]
+
+
+def test_a_failure_is_counted_by_locust_and_has_no_time() -> None:
+    code = """
+from perfsuite.integrations.locust import entries
+from perfsuite.records import RequestRecord
+planned = dict(trial=0, index=0, phase="measured", input_tokens_planned=1, output_tokens_planned=3, t_sched_ns=0)
+sent = dict(t_send_ns=1, t_first_ns=2_000_000, t_last_ns=6_000_000, t_done_ns=7_000_000, n_out=3)
+for more in ({"outcome": "connect_refused"}, {"outcome": "unsent"}, {"outcome": "ok"} | sent,
+             {"outcome": "idle_timeout"} | sent):
+    found = entries(RequestRecord(**planned, **more))
+    print([(name, value, failure and str(failure)) for name, value, failure in found])
+"""
+    done = subprocess.run([python_of("locust"), "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines() == [
+        "[('e2e', None, 'connect_refused')]",
+        "[]",
+        "[('e2e', 7.0, None), ('ttft', 2.0, None), ('tpot', 2.0, None), ('output tokens', 3.0, None)]",
+        "[('e2e', None, 'idle_timeout')]",
+    ], done.stderr
+
+
+def test_users_without_a_scenario_are_told_so() -> None:
+    command = [
+        python_of("locust"),
+        "-m",
+        "locust",
+        "-f",
+        str(EXAMPLE / "locustfile.py"),
+        "--headless",
+        "--only-summary",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "perfsuite: nothing to play" in done.stderr, done.stderr
 
 
 def test_gevent_stays_in_the_locust_process() -> None:
@@ -165,6 +202,7 @@ def test_a_worker_that_comes_late_is_named_and_the_exit_code_says_so(tmp_path: P
         assert process.wait(90) == 3, (tmp_path / "err").read_text()
     assert "late worker" in (tmp_path / "err").read_text()
     assert "came late or twice" in (tmp_path / "err").read_text()
+    assert "findings: what to doubt" in (tmp_path / "err").read_text()  # the answer is there all the same
     assert [row["kind"] for row in workers_log(tmp_path)].count("late") == 1
     assert set(bundle(tmp_path).requests["outcome"].to_pylist()) == {"ok"}
 

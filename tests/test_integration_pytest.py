@@ -21,6 +21,7 @@ from perfsuite.integrations.pytest_result import (
     play_benchmark,
     timed_s,
 )
+from perfsuite.store.catalog import open_catalog
 from tests.made_run import Speed, made_run
 from tests.scheduled import ONE, bundle, played, run, write
 
@@ -104,10 +105,14 @@ def test_trials_are_the_rounds_of_pytest_benchmark_and_the_metric_is_their_time(
     ],
 )
 def test_it_works_without_pytest_benchmark_and_a_broken_limit_fails(
-    tmp_path: Path, words: tuple[str, ...], limit: str, closing: str
+    tmp_path: Path, words: tuple[str, ...], limit: str, closing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    url = f"sqlite:///{tmp_path}/team.db"
+    monkeypatch.setenv("PERFSUITE_CATALOG", url)
     done = run_pytest(tmp_path, MEASURED.format(limit=limit, trials=1), *words)
     assert closing in outcome(done), done.stdout
+    with open_catalog(url, create=False) as catalog:
+        assert len(catalog.known()) == 1, "the run is in the catalog that the environment names"
 
 
 def test_a_measurement_that_cannot_be_made_is_an_error_and_not_a_failure(tmp_path: Path) -> None:

@@ -26,12 +26,13 @@ from perfsuite.integrations.messages import (
     to_bytes,
 )
 from perfsuite.integrations.player import RemotePlayer
-from perfsuite.integrations.relay import Outbox, Relay
+from perfsuite.integrations.relay import Outbox, Relay, note_worker
 from perfsuite.load.lags import Lags
 from perfsuite.load.lead import Failed, Meeting, Play, WorkerLost
 from perfsuite.load.order import Control, PlayOrder, PlayReport, RecordSink, Target
 from perfsuite.load.shares import deal
 from perfsuite.records import RequestRecord
+from perfsuite.report.workers import worker_lines
 from tests.made_run import audit
 from tests.plays import ListSink, order, target
 
@@ -120,8 +121,9 @@ class Elsewhere:
         self.order = deal(order(num, offsets_ns=[i * MS for i in range(num)]), 2)[1]
         self.relay = Relay("node-b", now_ns=lambda: S)
         self.take(Ping(t_sent_ns=S, t_theirs_ns=S + THEIRS_NS))
+        self.sent_path = str(folder / "live" / "x.arrows")
         play = Play(order=self.order, target=target("http://x"), open_sink=lambda path: self.sink,
-                    sink_path=str(folder / "live" / "x.arrows"))  # fmt: skip
+                    sink_path=self.sent_path)  # fmt: skip
         self.sent = self.relay.from_lead(play)
 
     def take(self, message: object) -> Outbox:
@@ -167,6 +169,19 @@ def test_a_lost_worker_is_named_and_what_it_left_is_unsent_at_its_due_time(tmp_p
         (7, "unsent", 2 * S + 7 * MS),
     ]
     assert there.log()[0]["kind"] == "lost" and there.log()[0]["indices"] == "5, 7"
+
+
+def test_records_of_a_host_whose_clock_drifts_during_the_play_are_placed_where_they_were(tmp_path: Path) -> None:
+    there, ppm = Elsewhere(tmp_path, num=8), 100e-6
+    theirs_ns = {second: THEIRS_NS + second * S + round((second - 1) * S * ppm) for second in range(1, 62)}
+    pongs = ClockOffset()
+    for second in range(1, 62, 2):
+        pongs.add(pong(second * S, theirs_ns[second] - second * S, trip_ns=1000))
+    there.relay.clock = pongs
+    for sequence, (index, second) in enumerate(((1, 5), (3, 33), (5, 59))):
+        there.take(Batch(trial=3, sequence=sequence, records=[record(index, theirs_ns[second])]))
+    found_ns = [found.t_sched_ns for found in there.sink.by_index()]
+    assert found_ns == pytest.approx([5 * S, 33 * S, 59 * S], abs=10_000)
 
 
 def test_instants_go_out_on_the_workers_clock(tmp_path: Path) -> None:
@@ -245,3 +260,24 @@ def test_a_player_tells_its_clock_and_its_host() -> None:
     assert isinstance(answer, Ping) and answer.t_sent_ns == 7 and answer.t_theirs_ns > 0
     assert answer.boot_id == boot_id()
     assert own_version() != "unknown"
+
+
+def test_check_names_each_worker_with_its_clock_and_what_went_wrong(tmp_path: Path) -> None:
+    there = Elsewhere(tmp_path, num=8)
+    there.take(there.batch(0, 1, 3))
+    there.take(there.batch(0, 1, 3))
+    there.relay.lost("no heartbeat")
+    note_worker(there.sent_path, "late", name="node-c")
+    text = "\n".join(worker_lines(there.log(), 200))
+    assert "1  node-b: 2 records; offset +5000.000000 s ± 0.00 ms" in text
+    assert "node-b sent a batch of trial 3 twice" in text
+    assert "lost in trial 3: node-b, worker node-b was lost: no heartbeat; requests without a record: 5, 7" in text
+    assert "late worker node-c: it took no part" in text
+    assert worker_lines([], 200) == []
+
+
+def test_the_drift_of_a_clock_is_shown_with_its_bound() -> None:
+    clock = {"offset_ns": -2_500_000, "uncertainty_ns": 400_000, "drift_ppm": 35.0, "drift_uncertainty_ppm": 1.25}
+    note = {"kind": "played", "name": "a", "worker": 0, "num_records": 1200, "num_duplicate_records": 0, "clock": clock}
+    (_, line, _) = worker_lines([note], 200)
+    assert line == "  0  a: 1,200 records; offset -0.002500 s ± 0.40 ms, drift +35.0 ± 1.2 ppm"

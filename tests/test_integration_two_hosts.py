@@ -1,4 +1,6 @@
-"""Two hosts for real: a load host with a network and a clock of its own, joined to this one by two virtual cards."""
+"""Hosts for real: a load host with a network and a clock of its own, joined to this one by two virtual cards; engine
+and telemetry agent on a third clock.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ import pytest
 
 from tests.scheduled import ONE, bundle, python_of, workers_log, write
 
-AHEAD_S = 500
+AHEAD_S, ENGINE_AHEAD_S = 500, 900
+TOKEN = "a-token-of-sixteen-letters"
 CARD = f"ps{os.getpid() % 100_000}"
 HERE = f"10.77.{os.getpid() % 250}.1"
 THERE = f"10.77.{os.getpid() % 250}.2"
@@ -70,35 +73,54 @@ def join_networks(stack: ExitStack, host: subprocess.Popen[bytes]) -> None:
         subprocess.run(words.split(), check=True, timeout=20)
 
 
+def listening(process: subprocess.Popen[bytes]) -> None:
+    """Wait until a child of the process has a port."""
+
+    def has_port() -> bool:
+        found = psutil.Process(process.pid).children(recursive=True)
+        return any(c.status == psutil.CONN_LISTEN for child in found for c in child.net_connections())
+
+    wait_for(has_port)
+
+
 def test_a_load_host_with_its_own_network_and_clock_plays_its_share(tmp_path: Path) -> None:
     python = python_of("locust")
     if not can_make_hosts():
         pytest.skip("no right to make network and time namespaces (ip, nsenter, unshare -n -T)")
-    engine = {"engine": "attach", "url": f"http://{HERE}:8123", "precision": "fp8", "gpus": 0}
-    scenario = write(tmp_path, ONE | {"name": "two-hosts", "arms": {"server": engine}, "load": ONE["load"][:1]})
+    engine = {"engine": "attach", "url": f"http://{HERE}:8123", "precision": "fp8", "gpus": 8}
+    telemetry = {"source": "agent", "url": f"http://{HERE}:9477", "token": "${PERFSUITE_TELEMETRY_TOKEN}"}
+    changes = {"name": "two-hosts", "arms": {"server": engine}, "load": ONE["load"][:1], "telemetry": telemetry}
+    scenario = write(tmp_path, ONE | changes)
     go = tmp_path / "go"
     worker = f"{python} -m perfsuite.integrations.locust_run {HERE}:5998"
     host = ["unshare", "-n", "-T", "--monotonic", str(AHEAD_S), "--fork", "sh", "-c",
             f"while [ ! -e {go} ]; do sleep 0.1; done; exec {worker}"]  # fmt: skip
+    own = [sys.executable, "-m", "perfsuite"]
+    apart = ["unshare", "-T", "--monotonic", str(ENGINE_AHEAD_S), "--fork", *own]
+    environ = os.environ | {"PERFSUITE_LOCUST_BIND": f"{HERE}:5998", "PERFSUITE_TELEMETRY_TOKEN": TOKEN}
     with ExitStack() as stack:
         join_networks(stack, stack.enter_context(started(host)))
-        emulator = [sys.executable, "-m", "perfsuite", "emulate", "deepseek-ai/DeepSeek-V3.2", "--host", HERE, "--port",
-                    "8123"]  # fmt: skip
-        serving = stack.enter_context(started(emulator))
-        wait_for(lambda: any(c.status == psutil.CONN_LISTEN for c in psutil.Process(serving.pid).net_connections()))
+        emulator = [*apart, "emulate", "deepseek-ai/DeepSeek-V3.2", "--host", HERE, "--port", "8123"]
+        listening(stack.enter_context(started(emulator)))
+        agent = [*apart, "telemetry", "serve", "--source", f"emulator:http://{HERE}:8123", "--host", HERE]
+        listening(stack.enter_context(started(agent, env=environ)))
         stack.enter_context(started(worker.split()))
         go.touch()
-        command = [python, "-m", "perfsuite", "run", str(scenario), "--results", str(tmp_path), "--scheduler",
-                   "locust", "--workers", "2"]  # fmt: skip
-        environ = os.environ | {"PERFSUITE_LOCUST_BIND": f"{HERE}:5998"}
+        command = [python, *own[1:], "run", str(scenario), "--results", str(tmp_path), "--scheduler", "locust",
+                   "--workers", "2"]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, timeout=90, env=environ)
     assert done.returncode in NOISE, done.stderr
     clocks = {row["worker"]: row["clock"] for row in workers_log(tmp_path)}
     assert sorted(round(clock["offset_ns"] / 1e9) for clock in clocks.values()) == [0, AHEAD_S]
-    table = bundle(tmp_path).requests
+    data = bundle(tmp_path)
+    table = data.requests
     assert set(table["outcome"].to_pylist()) == {"ok"} and set(table["timestamp_source"].to_pylist()) == {"kernel"}
     assert set(table["worker"].to_pylist()) == {0, 1}
     rows = table.select(["t_sched_ns", "t_send_ns", "t_first_ns", "t_done_ns"]).to_pylist()
     assert all(r["t_sched_ns"] <= r["t_send_ns"] < r["t_first_ns"] < r["t_done_ns"] for r in rows)
     due = table["t_sched_ns"].to_pylist()
     assert max(earlier - later for earlier, later in pairwise(due)) < 50_000_000  # by index, across both clocks
+    (facts,) = data.trials
+    assert facts.t_start_ns is not None and facts.t_end_ns is not None
+    sampled = [t_ns for t_ns in data.telemetry["t_ns"].to_pylist() if facts.t_start_ns < t_ns < facts.t_end_ns]
+    assert sampled and len(set(data.telemetry["gpu"].to_pylist())) == 8  # samples of the agent, on the lead's clock

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -45,6 +46,7 @@ from perfsuite.records import RequestRecord
 gevent_epoll.install()
 
 END_S = 30.0
+USAGE_EXIT_CODE = 2
 IDLE_S = 0.05
 
 
@@ -85,13 +87,17 @@ class EntrySink:
         self._sink.close()
 
 
-def entries(record: RequestRecord) -> list[tuple[str, float, Exception | None]]:
-    """What locust's statistics show of a record: (name, ms or tokens, failure). None of a request that was not sent."""
-    if record.t_send_ns is None:
-        return [] if record.outcome == "unsent" else [("e2e", 0.0, RuntimeError(record.outcome))]
-    sched_ns, done_ns = record.t_sched_ns, record.t_done_ns or record.t_send_ns
-    failure = None if record.outcome in ("ok", "cancelled_as_planned") else RuntimeError(record.outcome)
-    out: list[tuple[str, float, Exception | None]] = [("e2e", (done_ns - sched_ns) / 1e6, failure)]
+def entries(record: RequestRecord) -> list[tuple[str, float | None, Exception | None]]:
+    """What locust's statistics show of a record: (name, ms or tokens, failure). Nothing of an unsent request.
+
+    A failure counts as one and has no time: what never answered is neither fast nor slow.
+    """
+    if record.outcome == "unsent":
+        return []
+    sched_ns = record.t_sched_ns
+    if record.outcome not in ("ok", "cancelled_as_planned") or record.t_done_ns is None:
+        return [("e2e", None, RuntimeError(record.outcome))]
+    out: list[tuple[str, float | None, Exception | None]] = [("e2e", (record.t_done_ns - sched_ns) / 1e6, None)]
     if record.t_first_ns is not None and record.t_last_ns is not None:
         out.append(("ttft", (record.t_first_ns - sched_ns) / 1e6, None))
         first_tokens = record.chunk_tokens[0] if record.chunk_tokens else 1
@@ -171,6 +177,7 @@ class Composer:
         self._environment = environment
         self._players = players
         self._child: subprocess.Popen[bytes] | None = None
+        self._folder: str | None = None
         self._master = Master(environment) if isinstance(environment.runner, MasterRunner) else None
 
     def start(self) -> None:
@@ -190,7 +197,8 @@ class Composer:
         self._quit(0)
 
     def _spawn(self, options: Any) -> str:
-        address = str(Path(tempfile.mkdtemp(prefix="perfsuite-")) / "line")
+        self._folder = tempfile.mkdtemp(prefix="perfsuite-")
+        address = str(Path(self._folder) / "line")
         command = [sys.executable, "-m", "perfsuite", "run", options.perfsuite_scenario, "--scheduler", "locust",
                    "--results", options.perfsuite_results]  # fmt: skip
         command += ["--seed", str(options.perfsuite_seed)] if options.perfsuite_seed is not None else []
@@ -202,7 +210,13 @@ class Composer:
     def _await(self) -> None:
         """The end of the composer is the end of the test, and its exit code is locust's."""
         assert self._child is not None
-        self._quit(self._child.wait())
+        code = self._child.wait()
+        self._remove_folder()
+        self._quit(code)
+
+    def _remove_folder(self) -> None:
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def _quit(self, code: int) -> None:
         environment = self._environment
@@ -212,6 +226,11 @@ class Composer:
             environment.runner.quit()
         else:
             environment.runner.stop()
+
+    def refuse(self, why: str) -> None:
+        """Say why nothing is played, and end the test."""
+        sys.stderr.write(f"perfsuite: {why}\n")
+        gevent.spawn(self._quit, USAGE_EXIT_CODE)
 
     def stop(self) -> None:
         """At the end of the test: the composer drains what it can, and finishes its bundle."""
@@ -230,6 +249,7 @@ class Composer:
         if child.poll() is None:
             child.terminate()
             child.wait()
+        self._remove_folder()
         if child.returncode and not self._environment.process_exit_code:
             self._environment.process_exit_code = child.returncode
 
@@ -268,3 +288,5 @@ def _start(environment: Any, composer: Composer) -> None:
     options = environment.parsed_options
     if options.perfsuite_scenario or options.perfsuite_line:
         composer.start()
+    elif any(issubclass(user, LlmUser) for user in environment.user_classes):
+        composer.refuse("nothing to play: name a scenario with --perfsuite-scenario FILE")

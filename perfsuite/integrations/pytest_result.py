@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from typing import Any
 import yaml
 
 from perfsuite.analysis.compare import differing_definitions
+from perfsuite.analysis.metric_ratio import metric_ratio
 from perfsuite.analysis.metrics import METRICS, Metric
 from perfsuite.analysis.stats import PairedRatio, Verdict, decide, holm_alphas, paired_ratio, ratio_of_logs
 from perfsuite.analysis.stats import unpaired_ratio as unpaired
@@ -24,6 +27,8 @@ from perfsuite.prepare import prepare
 from perfsuite.results import load_run
 from perfsuite.run import run_scenario
 from perfsuite.run_state import StopRequest, stop_on_signals
+from perfsuite.scenario.plan import swept
+from perfsuite.store.catalog_url import catalog_of
 from perfsuite.units import format_number, parse_duration_s
 
 DEFAULT_METRIC = "e2e_p50_s"
@@ -47,6 +52,9 @@ def play_benchmark(
 ) -> BenchmarkResult:
     """Play a scenario and keep its bundle under `results`.
 
+    The run is added to the catalog of PERFSUITE_CATALOG, else to that of `results` where it has one; a catalog that
+    fails is a warning.
+
     metric: of perfsuite.METRICS, in seconds or per second: the timed value, one for each usable trial; arm: whose,
     needed where the scenario has several; load: an entry in the words of a scenario's `load`, played instead of the
     scenario's own; load_point: label of the one that is timed, needed where there are several; trials: instead of the
@@ -56,15 +64,20 @@ def play_benchmark(
     """
     timed_s(metric_named(metric), 1.0)
     prepared = prepare(scenario, seed=seed, edit=_editing(load, trials))
-    labels = [point.label for point in prepared.plan.load_points]
+    labels = [point.label for point in swept(prepared.plan.load_points)]
     arms = list(dict.fromkeys(block.arm for block in prepared.plan.blocks))
     chosen = _one_of("arm", arm, arms), labels.index(_one_of("load_point", load_point, labels))
     is_main = threading.current_thread() is threading.main_thread()
     with stop_on_signals() if is_main else nullcontext(StopRequest()) as stop:
         try:
-            answer = run_scenario(prepared, results, stop=stop, on_live=lambda live: None, workers=workers)
+            answer = run_scenario(
+                prepared, results, stop=stop, on_live=lambda live: None, workers=workers,
+                catalog=catalog_of(None, os.environ),
+            )  # fmt: skip
         except Interrupted as error:
             raise KeyboardInterrupt(str(error)) from error
+    if answer.catalog_problem:
+        warnings.warn(answer.catalog_problem, stacklevel=2)
     result = BenchmarkResult(
         path=answer.path, summary=answer.summary, metric=metric, arm=chosen[0], load_point=chosen[1]
     )
@@ -215,7 +228,7 @@ class BenchmarkResult:
         if isinstance(baseline, str) and baseline in self.summary.scenario.arms:
             theirs = {trial.pair: trial for trial in _trials_of(self.summary, baseline, self.load_label)}
             pairs = [(theirs[t.pair], t) for t in self.trials if t.pair in theirs and theirs[t.pair].is_usable]
-            return paired_ratio([t.metrics[name] for t, _ in pairs], [t.metrics[name] for _, t in pairs])
+            return metric_ratio(name, [t for t, _ in pairs], [t for _, t in pairs], paired_ratio)
         if isinstance(baseline, BenchmarkResult):
             before = baseline.summary
         else:
@@ -224,7 +237,7 @@ class BenchmarkResult:
         if refusal is not None:
             raise InvalidRun(refusal, where=str(self.path))
         theirs_usable = [t for t in _trials_of(before, self.arm, self.load_label) if t.is_usable]
-        return unpaired([t.metrics[name] for t in theirs_usable], [t.metrics[name] for t in self.trials])
+        return metric_ratio(name, theirs_usable, self.trials, unpaired)
 
 
 def _trials_of(summary: RunSummary, arm: str, label: str) -> list[TrialSummary]:

@@ -27,8 +27,7 @@ from perfsuite.integrations.messages import (
 from perfsuite.load.decode import unsent_record
 from perfsuite.load.lead import Failed, Meeting, Play, WorkerLost
 from perfsuite.load.order import Progress, RecordSink
-
-WORKERS_LOG = "workers.jsonl"  # in the bundle's folder of logs
+from perfsuite.store.layout import LOGS, WORKERS_LOG
 
 
 @dataclass(slots=True)
@@ -188,7 +187,7 @@ def _due_ns(playing: _Playing, position: int) -> int:
 
 def note_worker(sink_path: str, kind: str, **fields: Any) -> None:
     """Append a line about a worker to the bundle that a sink belongs to, where it has a folder of logs."""
-    folder = Path(sink_path).parent.parent / "logs"
+    folder = Path(sink_path).parent.parent / LOGS
     if folder.is_dir():
         with (folder / WORKERS_LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"kind": kind} | fields) + "\n")

@@ -74,6 +74,7 @@ class UserPaced:
         self._is_open = False
         self._stopped: str | None = None
         self._level = 0
+        self._cancel_at_ns: int | None = None
 
     def ask(self) -> bool:
         """Send the next request now and wait for its end. False: there is none, or not yet."""
@@ -114,7 +115,7 @@ class UserPaced:
                 now = monotonic_ns()
                 self._offset.sample()
                 self._client.scan(now)
-                self._obey()
+                self._obey(now)
                 if now >= next_progress_ns:
                     next_progress_ns = now + PROGRESS_NS
                     self._control.report(self._progress(now))
@@ -122,6 +123,8 @@ class UserPaced:
         finally:
             self._is_open = False
             self._client.close()
+            for event in self._events.values():  # of requests that an error leaves without a record
+                event.set()
         return self._finish(t_start_ns)
 
     def _is_over(self) -> bool:
@@ -140,14 +143,23 @@ class UserPaced:
         if now >= until_ns:
             self._auditor.woke(now - until_ns)
 
-    def _obey(self) -> None:
+    def _obey(self, now: int) -> None:
+        """Stop or cancel when asked to, or when the drain time is over."""
         level = self._control.stop_level()
         if level > self._level:
             self._level = level
             self.stop("drained" if level == 1 else "cancelled")
-            if level == 2:
-                self._client.end_all("cancelled", "cancelled")
-                self._client.hand_over()
+            if level == 1:
+                self._cancel_at_ns = now + round(self._order.timeouts.drain * 1e9)
+            else:
+                self._cancel("cancelled")
+        if self._cancel_at_ns is not None and now >= self._cancel_at_ns:
+            self._cancel("drain time over")
+
+    def _cancel(self, why: str) -> None:
+        self._cancel_at_ns = None
+        self._client.end_all("cancelled", why)
+        self._client.hand_over()
 
     def _on_end(self, exchange: Exchange) -> None:
         self._num_done += 1
@@ -163,7 +175,7 @@ class UserPaced:
         self._recorder.write_unissued(unissued, "unsent", self._stopped or "")
         self._recorder.flush()
         client = self._client
-        audit = self._auditor.finish(num_connections=client.num_opened, max_connections=client.max_open)
+        audit = self._auditor.finish(num_connections=client.pool.num_opened, max_connections=client.pool.max_open)
         return PlayReport(
             t_start_ns=t_start_ns, t_end_ns=max(t_start_ns, now), audit=audit, lags=self._auditor.lags,
             interrupted=self._level > 0 or self._next < len(self._order.specs),
