@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from perfsuite.analysis.accounting import account
-from perfsuite.analysis.checks import REASONS, judge, step_slip_ratio, validity
+from perfsuite.analysis.checks import (
+    REASONS,
+    RUN_QUEUE_BLAMED_RATIO,
+    STEAL_BLAMED_RATIO,
+    judge,
+    step_slip_ratio,
+    validity,
+)
 from perfsuite.analysis.chunks import scan_chunks
 from perfsuite.analysis.overload import is_overloaded
 from perfsuite.analysis.request_columns import request_columns
@@ -349,3 +357,9 @@ def test_closed_loop_is_never_overloaded() -> None:
 
 def test_every_reason_has_a_meaning_and_a_cure() -> None:
     assert all(doc.meaning and doc.cure for doc in REASONS.values())
+
+
+def test_the_documentation_has_the_shares_that_blame_the_host() -> None:
+    text = " ".join(Path("docs/checks.md").read_text(encoding="utf-8").split())
+    assert f"more than {STEAL_BLAMED_RATIO * 100:g} % of the CPU" in text
+    assert f"waited for a core for more than {RUN_QUEUE_BLAMED_RATIO * 100:g} % of the time" in text

@@ -135,6 +135,15 @@ def test_a_layout_that_the_emulator_does_not_model_is_refused() -> None:
         argv(arm("emulated", parallelism=Parallelism(pipeline=2)))
 
 
+@pytest.mark.parametrize("expert_size", [2, 16])
+def test_an_expert_size_that_the_emulator_does_not_model_is_refused(expert_size: int) -> None:
+    layout = {"tensor": 4, "data": 2, "expert": True}
+    with pytest.raises(ScenarioError, match="over all GPUs") as error:
+        argv(arm("emulated", gpus=8, parallelism=Parallelism(**layout, expert_size=expert_size)))
+    assert error.value.where == "arms.a.parallelism.expert_size"
+    assert "--expert" in argv(arm("emulated", gpus=8, parallelism=Parallelism(**layout, expert_size=8)))
+
+
 def test_an_expert_size_that_vllm_cannot_have_is_refused() -> None:
     with pytest.raises(ScenarioError, match="over all GPUs") as error:
         argv(arm(parallelism=Parallelism(tensor=8, expert=True, expert_size=2)))
@@ -308,6 +317,7 @@ def test_what_has_no_trtllm_flag_is_in_the_options_file(changes: dict[str, Any],
         ("trtllm", {"llm_api_options": {"enable_attention_dp": True}}, "llm_api_options", "attention_data"),
         ("trtllm", {"llm_api_options": {"kv_cache_config": {"dtype": "fp8"}}}, "llm_api_options", "kv_cache_dtype"),
         ("trtllm", {"llm_api_options": {"kv_cache_config": None}}, "llm_api_options", "set "),
+        ("trtllm", {"llm_api_options": {"context_parallel_size": 2}}, "llm_api_options", "set parallelism"),
         ("trtllm", {"served_name": "n", "engine_version": "1.2.1"}, "", "--served_model_name"),
         ("trtllm", {"custom_tokenizer": "x", "engine_version": "1.2.0rc7"}, "", "--custom_tokenizer"),
     ],

@@ -296,6 +296,24 @@ def test_memory_that_is_never_released_is_an_error_with_its_size() -> None:
     assert "GPU 0: 148 GB more" in str(error.value)
 
 
+def test_a_gpu_that_no_longer_tells_its_memory_is_waited_for_and_named() -> None:
+    gpus = Gpus(None, None, 2 * GB)
+    assert wait_until_released(gpus, {0: 2 * GB}, name="a", timeout_s=10) == ()
+    assert gpus.readings == [2 * GB]
+    assert wait_until_released(Gpus(None), {0: 2 * GB, 3: GB}, name="a", timeout_s=0.1) == (0, 3)
+    with pytest.raises(EngineError, match="not released"):
+        wait_until_released(Gpus(150 * GB), {0: 2 * GB, 3: GB}, name="a", timeout_s=0.1)
+
+
+def test_memory_that_cannot_be_seen_to_be_free_is_an_event(tmp_path: Path) -> None:
+    local = Arm(**arm("docker").model_dump(exclude_defaults=True, exclude={"container"}))
+    events: list[tuple[str, dict[str, Any]]] = []
+    order = {"gpu_memory": Gpus(GB, None), "on_event": lambda kind, **facts: events.append((kind, facts))}
+    with start(local, tmp_path / "a.log", [], timeouts=Timeouts(engine_stop="300ms"), **order):  # type: ignore[arg-type]
+        pass
+    assert events == [("gpu_memory_unknown", {"arm": "a", "gpus": [0]})]
+
+
 @pytest.mark.parametrize("before", [None, {}])
 def test_without_gpus_nothing_is_waited_for(before: dict[int, int] | None) -> None:
     wait_until_released(Gpus(150 * GB), before, name="a", timeout_s=0)

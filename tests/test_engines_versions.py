@@ -49,6 +49,11 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"engine": "vllm", "engine_version": "0.12.0", "attention_backend": "X"}, "", "VLLM_ATTENTION_BACKEND"),
     ({"engine": "vllm", "env": {"VLLM_USE_FLASHINFER_MOE_FP4": "1"}}, "env", "set moe_backend"),
     (
+        {"engine": "vllm", "engine_version": "0.16.0", "env": {"VLLM_TORCH_PROFILER_DIR": "/d"}},
+        "env",
+        "removed in 0.16.0",
+    ),
+    (
         {"engine": "sglang", "engine_version": "0.5.23", "flags": ["--cuda-graph-max-bs=256"]},
         "flags",
         "write --cuda-graph-max-bs-decode",
@@ -81,7 +86,8 @@ def test_a_flag_that_the_version_lacks_is_refused_with_the_new_one(
     [
         {"engine": "vllm", "engine_version": "0.12.0", "flags": ["--disable-log-requests"]},
         {"engine": "vllm", "engine_version": "0.20.0", "env": {"VLLM_USE_FLASHINFER_MOE_FP4": "1"}},
-        {"engine": "sglang", "engine_version": "0.5.19", "flags": ["--cuda-graph-max-bs", "256"]},
+        {"engine": "sglang", "engine_version": "0.5.19", "flags": ["--disable-piecewise-cuda-graph"]},
+        {"engine": "vllm", "engine_version": "0.15.1", "env": {"VLLM_TORCH_PROFILER_DIR": "/d"}},
     ],
 )
 def test_a_version_that_still_has_the_flag_takes_it(changes: dict[str, Any]) -> None:

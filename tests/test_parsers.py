@@ -16,6 +16,8 @@ import pytest
 import yaml
 
 from perfsuite.engines import LaunchCommand, launch_command
+from perfsuite.engines.own_flags import OWN_FLAGS, refuse_own_flags
+from perfsuite.errors import ScenarioError
 from perfsuite.scenario.arm import Arm, Parallelism, Speculation
 from perfsuite.scenario.files import load_scenario
 
@@ -92,6 +94,7 @@ class Verdicts:
 
     version: str
     errors: dict[tuple[str, ...], str | None]
+    options: list[list[str]]  # the names of each option
 
 
 def ask_parser(engine: str, lines: Sequence[Sequence[str]]) -> Verdicts:
@@ -103,7 +106,8 @@ def ask_parser(engine: str, lines: Sequence[Sequence[str]]) -> Verdicts:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     answer = json.loads(done.stdout.splitlines()[-1])
-    return Verdicts(version=answer["version"], errors=dict(zip(map(tuple, lines), answer["errors"], strict=True)))
+    errors = dict(zip(map(tuple, lines), answer["errors"], strict=True))
+    return Verdicts(version=answer["version"], errors=errors, options=answer["options"])
 
 
 MISSPELT = "--served-modle-name"
@@ -160,6 +164,27 @@ def test_the_engine_s_own_parser_refuses_what_it_does_not_know(verdicts: Verdict
         error = verdicts.errors[(*first, *more)]
         assert error is not None, more
         assert more[0] in error or more[-1] in error
+
+
+def is_own(engine: str, name: str) -> bool:
+    try:
+        refuse_own_flags([name], [], engine=engine, where="flags")
+    except ScenarioError:
+        return True
+    return False
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("verdicts", "engine"),
+    [pytest.param(engine, engine, marks=requirement(engine)) for engine in PARSERS],
+    indirect=["verdicts"],
+    scope="module",
+)
+def test_a_flag_with_a_key_is_refused_by_all_of_its_names_and_no_other_flag_is(verdicts: Verdicts, engine: str) -> None:
+    listed = {name for names in OWN_FLAGS[engine].values() for name in names.split()}
+    for names in verdicts.options:
+        assert {is_own(engine, name) for name in names} == {bool(listed & set(names))}, names
 
 
 def trtllm_trouble(words: Sequence[str]) -> list[str]:

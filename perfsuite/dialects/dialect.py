@@ -100,8 +100,6 @@ class Dialect:
 
     paths              api → path, to be put after the base URL; an api that is not spoken has no key
     extra_fields       request fields beyond the OpenAI API that may be sent unasked, and no others
-    allowed_fields     api → every field that the server takes, where it refuses others; None: it lets others pass
-    accepts_token_ids  /v1/completions takes a prompt as token ids
     build_body         the request body; prompt token ids stay a numpy array, for orjson with OPT_SERIALIZE_NUMPY.
                        Raises ScenarioError for an extra field that is not allowed
     read_message       the JSON of one event → Event; raises EventError
@@ -112,8 +110,6 @@ class Dialect:
     name: str
     paths: Mapping[str, str]
     extra_fields: frozenset[str]
-    allowed_fields: Mapping[str, frozenset[str]] | None = None
-    accepts_token_ids: bool
     build_body: Callable[[Ask], dict[str, Any]]
     read_message: Callable[[Any], Event]
     plain_tokens: Callable[[Any], int | None]

@@ -112,7 +112,6 @@ OPENAI = Dialect(
     name="openai",
     paths=PATHS,
     extra_fields=frozenset(),
-    accepts_token_ids=True,  # the API reference lists arrays of tokens for /v1/completions
     build_body=build_body,
     read_message=read_message,
     plain_tokens=plain_tokens,

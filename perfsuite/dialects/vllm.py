@@ -25,7 +25,6 @@ VLLM = Dialect(
     name="vllm",
     paths=openai.PATHS,
     extra_fields=frozenset({"ignore_eos", "min_tokens", "return_token_ids"}),
-    accepts_token_ids=True,
     build_body=build_body,
     read_message=openai.read_message,
     plain_tokens=openai.plain_tokens,

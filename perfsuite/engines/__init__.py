@@ -121,12 +121,14 @@ def start_engine(
     on_process: Callable[[ProcessMark], None],
     should_stop: Callable[[], bool],
     gpu_memory: UsedBytes = lambda: None,
+    on_event: Callable[..., None] = lambda kind, **facts: None,
 ) -> Iterator[Server]:
     """A ready server for an arm; stopped at the end unless it was attached to.
 
     on_process gets the marks of the supervisor and the engine before anything else happens. gpu_memory: bytes in use on
-    each GPU; what the engine took is seen to be free again before this returns. Raises EngineError (with the log's
-    tail), UsageError for a missing API key, Interrupted when should_stop() says so while it starts.
+    each GPU; what the engine took is seen to be free again before this returns, and the event gpu_memory_unknown names
+    the GPUs of which it could not be seen. Raises EngineError (with the log's tail), UsageError for a missing API key,
+    Interrupted when should_stop() says so while it starts.
     """
     if ENGINES[arm.engine].launch is None:
         yield _attach(arm, name=name, model=model, timeouts=timeouts, should_stop=should_stop)
@@ -161,7 +163,9 @@ def start_engine(
             should_stop=should_stop,
         )
         yield _server(arm, endpoint, model, process)
-    wait_until_released(gpu_memory, memory_before, name=name, timeout_s=timeouts.engine_stop)
+    untold = wait_until_released(gpu_memory, memory_before, name=name, timeout_s=timeouts.engine_stop)
+    if untold:
+        on_event("gpu_memory_unknown", arm=name, gpus=list(untold))
 
 
 def _write_files(command: LaunchCommand) -> None:

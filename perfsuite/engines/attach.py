@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
 
 from perfsuite.engines import emulated, sglang, trtllm, vllm
 from perfsuite.engines.control import Endpoint, Secret, ask_json, ask_text
@@ -17,6 +15,7 @@ from perfsuite.engines.vocabulary import find_vocab_size
 from perfsuite.errors import EngineError, UsageError
 from perfsuite.records import ServerFacts
 from perfsuite.scenario.arm import Arm
+from perfsuite.scenario.fields import is_loopback_url
 from perfsuite.scenario.schema import Scenario
 
 OWNERS = {"vllm": "vllm", "sglang": "sglang", "tensorrt_llm": "trtllm"}  # owned_by in GET /v1/models → dialect
@@ -166,19 +165,10 @@ def _sglang_facts(
 
 
 def _gpu_source(endpoint: Endpoint, arm: Arm, *, emulated: bool) -> str:
-    """GPUs can be sampled when they are the emulator's, or on this host."""
+    """GPUs can be sampled when they are the emulator's, or on this host, as a loopback URL is taken to say."""
     if emulated:
         return f"emulator:{endpoint.url}"
-    return "nvml" if arm.gpus and _is_loopback(urlsplit(endpoint.url).hostname or "") else "none"
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return "nvml" if arm.gpus and is_loopback_url(endpoint.url) else "none"
 
 
 def with_stats(engine: Engine, dialect: str, *, is_emulated: bool) -> Engine:

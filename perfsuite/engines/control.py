@@ -114,17 +114,6 @@ def ask_text(endpoint: Endpoint, path: str) -> str:
     return reply.body.decode(errors="replace") if reply.status == 200 else ""
 
 
-def post(endpoint: Endpoint, path: str, *, timeout_s: float = TIMEOUT_S) -> bool:
-    """Whether an empty POST is answered with status 200, and not with {"success": false}."""
-    try:
-        with open_reply(endpoint, path, body={}, timeout_s=timeout_s) as response:
-            reply = Reply(status=response.status, body=response.read())
-    except EngineError:
-        return False
-    told = reply.json()
-    return reply.status == 200 and not (isinstance(told, dict) and told.get("success") is False)
-
-
 def body_head(body: bytes, endpoint: Endpoint) -> str:
     """The first 500 characters of a body for an error text; a secret that the server repeats is blotted out."""
     text = body.decode(errors="replace")

@@ -7,28 +7,30 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from perfsuite.engines.control import Endpoint, ask_json
+from perfsuite.engines.own_flags import refuse_own_flags
 from perfsuite.engines.server import Description, Engine, LaunchCommand, LaunchOrder
 from perfsuite.engines.vllm import model_cards, server_version
 from perfsuite.engines.vllm import stats as metrics_stats
 from perfsuite.engines.vocabulary import find_vocab_size
 from perfsuite.errors import EngineError, ScenarioError
 from perfsuite.records import ServerFacts
-from perfsuite.scenario.arm import Arm
+from perfsuite.scenario.arm import Arm, EmulatorSettings
 
 
 def launch(order: LaunchOrder) -> LaunchCommand:
     """`python -m perfsuite.emulator …`. Raises ScenarioError for a layout that the emulator does not model."""
     arm = order.arm
     assert arm.checkpoint is not None
-    _check_layout(arm, where=f"arms.{order.name}.parallelism")
+    _check_layout(arm, where=f"{order.where}.parallelism")
     argv = [*(arm.command or [sys.executable, "-m", "perfsuite.emulator"]), "--checkpoint", arm.checkpoint]
     argv += ["--gpu", arm.gpu, "--gpus", str(arm.gpus), "--tensor", str(arm.parallelism.tensor)]
     argv += ["--data", str(arm.parallelism.data)]
     argv += _batching_flags(arm)
     argv += ["--served-name", arm.served_name or order.model, "--seed", str(order.seed)]
     argv += _emulator_flags(order)
-    argv += ["--host", "127.0.0.1", "--port", order.port, *arm.flags]
-    return LaunchCommand(argv=tuple(argv), env=dict(arm.env))
+    argv += ["--host", "127.0.0.1", "--port", order.port]
+    refuse_own_flags(arm.flags, argv, engine="emulated", where=f"{order.where}.flags")
+    return LaunchCommand(argv=(*argv, *arm.flags), env=dict(arm.env))
 
 
 def _check_layout(arm: Arm, *, where: str) -> None:
@@ -38,6 +40,13 @@ def _check_layout(arm: Arm, *, where: str) -> None:
             where=f"{where}.pipeline",
             found=str(arm.parallelism.pipeline),
             cure="set it to 1",
+        )
+    if arm.parallelism.expert_size not in (None, arm.gpus):
+        raise ScenarioError(
+            "the emulator spreads experts over all GPUs",
+            where=f"{where}.expert_size",
+            found=str(arm.parallelism.expert_size),
+            cure=f"leave it out, or write {arm.gpus}",
         )
 
 
@@ -70,8 +79,18 @@ def _emulator_flags(order: LaunchOrder) -> Iterator[str]:
     yield from ("--jitter", f"{settings.jitter_ratio:g}", "--run-jitter", f"{settings.run_jitter_ratio:g}")
     if settings.step_time is not None:
         yield from ("--step-time", f"{settings.step_time:g}")
+    yield from _counter_flags(settings)
     if order.truth_log_path is not None:
         yield from ("--truth-log", str(order.truth_log_path))
+
+
+def _counter_flags(settings: EmulatorSettings) -> Iterator[str]:
+    if settings.counter_jitter_ratio:
+        yield from ("--counter-jitter", f"{settings.counter_jitter_ratio:g}")
+    if settings.counter_reset is not None:
+        yield from ("--counter-reset", f"{settings.counter_reset:g}")
+    if settings.gpu_read is not None:
+        yield from ("--gpu-read-min", f"{settings.gpu_read[0]:g}", "--gpu-read-max", f"{settings.gpu_read[1]:g}")
 
 
 def describe(endpoint: Endpoint, arm: Arm, model: str, _log: str) -> Description:

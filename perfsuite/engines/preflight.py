@@ -34,7 +34,6 @@ PROMPT_IDS = np.array([1000, 1001, 1002, 1003], dtype=np.int32)
 PROMPT = "Hello"
 NUM_OUTPUT_TOKENS = 2
 MAX_LINE_BYTES = 1_000_000
-_DIALECT_OF_ENGINE = {"vllm": "vllm", "sglang": "sglang", "trtllm": "trtllm"}
 
 T = TypeVar("T")
 
@@ -52,14 +51,16 @@ def check_asking(scenario: Scenario) -> None:
             cure=f"remove {', '.join(reserved)}; lengths, prompts and sampling have their own keys in workload",
         )
     for key, arm in scenario.arms.items():
-        if name := arm.dialect or _dialect_of(arm):
+        if name := dialect_of(arm):
             api_path(DIALECTS[name], scenario.workload.api, where=f"arms.{key}.dialect")
             DIALECTS[name].build_body(_small_request(arm.served_name or scenario.model, scenario.workload))
 
 
-def _dialect_of(arm: Arm) -> str | None:
-    """The dialect of an engine that is started; None for an attached one."""
-    return arm.emulator.dialect if arm.engine == "emulated" else _DIALECT_OF_ENGINE.get(arm.engine)
+def dialect_of(arm: Arm) -> str | None:
+    """The dialect that an arm's server speaks, as far as it is known before the start; None: it will be detected."""
+    if arm.engine == "emulated":
+        return arm.emulator.dialect
+    return arm.dialect if arm.engine == "attach" else arm.engine  # a started engine speaks the dialect of its name
 
 
 def api_path(dialect: Dialect, api: str, *, where: str) -> str:
@@ -95,6 +96,8 @@ def preflight(
         raise
     if arm.engine == "attach":
         notes.append("precision, GPUs and settings of the attached server are declared, not verified")
+        if server.gpu_source == "nvml" and scenario.telemetry.of_arm(arm.telemetry).source == "auto":
+            notes.append("the URL is a loopback address, so this host's GPUs are taken for the server's")
     found = Preflight(exempt=exempt, known=known, free=free, notes=tuple(notes))
     return _with_findings(server.facts, found, local_manifest(arm.checkpoint))
 

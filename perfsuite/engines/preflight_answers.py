@@ -134,12 +134,24 @@ def _read(response: HTTPResponse, dialect: Dialect, deadline: float) -> tuple[st
 
 
 def event_text(message: dict[str, Any]) -> tuple[str, bool]:
-    """(text of an event, reasoning included; whether it is all text so far, as SGLang's /generate sends it)."""
+    """(text of an event, reasoning included; whether it is all text so far, as SGLang's /generate sends it).
+
+    Raises EngineError when something else stands where the text should.
+    """
     if "meta_info" in message:
-        return message.get("text") or "", True
+        return _text(message.get("text")), True
     choices = message.get("choices") or [{}]
     delta = choices[0].get("delta")
     if delta is None:
-        return choices[0].get("text") or "", False
-    reasoning = delta.get("reasoning") or delta.get("reasoning_content") or ""
-    return reasoning + (delta.get("content") or ""), False
+        return _text(choices[0].get("text")), False
+    reasoning = delta.get("reasoning") or delta.get("reasoning_content")
+    return _text(reasoning) + _text(delta.get("content")), False
+
+
+def _text(value: Any) -> str:
+    """A text, or the texts of a list of parts ({"type": "text", "text": …}; other parts have none) as one."""
+    if isinstance(value, list) and all(isinstance(part, dict) for part in value):
+        return "".join(_text(part.get("text")) for part in value)
+    if value is not None and not isinstance(value, str):
+        raise EngineError("the answer to a known question is no text", found=repr(value)[:80])
+    return value or ""

@@ -14,16 +14,50 @@ _PRECISIONS = {
     "fp8": "fp8", "fbgemm_fp8": "fp8", "modelopt_fp8": "fp8", "fp8_block_scales": "fp8", "modelopt_fp4": "nvfp4",
     "nvfp4": "nvfp4", "petit_nvfp4": "nvfp4", "mxfp4": "mxfp4",
 }  # fmt: skip
+# What servers call their tensor and their pipeline parallelism.
+_SIZES = (("tensor_parallel_size", "tp_size"), ("pipeline_parallel_size", "pp_size"))
 _ON, _OFF = ("true", "on", "1"), ("false", "off", "0")
 
 
 def check_facts(facts: ServerFacts, arm: Arm, *, where: str) -> list[str]:
     """Notes on what is not told. Raises EngineError where the server says that it is not what the arm asks for."""
+    _check_layout(facts, arm, where)
     notes = _check_precision(facts, arm, where)
     notes += _check_kv_cache_dtype(facts, arm, where)
     notes += _check_prefix_cache(facts, arm, where)
     notes += _check_kernels(facts, arm)
     return notes
+
+
+def _check_layout(facts: ServerFacts, arm: Arm, where: str) -> None:
+    """Is the server cut as the arm says? Figures per GPU divide by the arm's GPUs."""
+    tensor, pipeline = (_told_size(facts, keys) for keys in _SIZES)
+    layout = arm.parallelism
+    if arm.engine == "attach":
+        size = (tensor or 1) * (pipeline or 1)
+        if arm.gpus and arm.gpus % size:
+            raise EngineError(
+                "the server's tensor × pipeline does not divide the GPUs that the arm declares",
+                where=where,
+                found=f"{size} against gpus: {arm.gpus}",
+                cure="correct gpus of the arm: figures per GPU divide by it",
+            )
+        return
+    # vLLM's attention DP is data parallelism over ranks that are not cut.
+    wanted = 1 if layout.attention_data and facts.engine == "vllm" else layout.tensor
+    for name, told, asked in (("tensor", tensor, wanted), ("pipeline", pipeline, layout.pipeline)):
+        if told is not None and told != asked and not facts.emulated:
+            raise EngineError(
+                f"the server's {name} parallelism is {told}, the arm asks for {asked}",
+                where=where,
+                cure="check flags and env of the arm: this would be measured as another deployment",
+            )
+
+
+def _told_size(facts: ServerFacts, keys: tuple[str, ...]) -> int | None:
+    """The first of the keys that the server's resolved settings tell as a number."""
+    words = (str(facts.config.get(key)) for key in keys)
+    return next((int(word) for word in words if word.isdecimal()), None)
 
 
 def _check_precision(facts: ServerFacts, arm: Arm, where: str) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from perfsuite.dialects import DIALECTS
-from perfsuite.engines.preflight import check_asking
+from perfsuite.engines.preflight import check_asking, dialect_of
 from perfsuite.errors import ScenarioError
 from perfsuite.scenario.schema import Scenario
 from perfsuite.scenario.workload import Conversation, ConversationRows, FileRows, PromptRow, PromptRows
@@ -44,8 +44,8 @@ def check_history(scenario: Scenario) -> None:
     if sessions is None or sessions.history == "planned" or workload.prompt_as == "text":
         return
     for arm in scenario.arms.values():
-        dialect = DIALECTS.get(arm.dialect or arm.engine)  # a launched engine speaks the dialect of its name
-        if dialect is not None and "return_token_ids" not in dialect.extra_fields:
+        name = dialect_of(arm)
+        if name is not None and "return_token_ids" not in (dialect := DIALECTS[name]).extra_fields:
             raise ScenarioError(
                 f"the dialect {dialect.name} tells no token ids of its answers, and the next turn is built from them",
                 where="workload.sessions.history",

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from perfsuite.engines.control import Endpoint, post
+from perfsuite.engines.control import Endpoint
 from perfsuite.engines.process import EngineProcess, log_tail
 from perfsuite.records import ServerFacts
 from perfsuite.scenario.arm import Arm
@@ -78,7 +78,6 @@ class Engine:
                    it (404), the next is asked
     describe       (endpoint, arm, model, log text) → Description. Raises EngineError.
     stats          cumulative counters by our names
-    reset_path     a POST of it empties the prefix cache; None: the engine has no such path
     """
 
     launch: Callable[[LaunchOrder], LaunchCommand] | None
@@ -87,7 +86,6 @@ class Engine:
     ready_paths: tuple[str, ...]
     describe: Callable[[Endpoint, Arm, str, str], Description]
     stats: Callable[[Endpoint], dict[str, float]]
-    reset_path: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +128,3 @@ class Server:
     def stats(self) -> dict[str, float]:
         """Counters since the start and gauges, by our names (server_metrics.py); what is not told has no key."""
         return self.engine.stats(self.endpoint)
-
-    def reset_prefix_cache(self) -> bool:
-        """Empty the prefix cache. False where the engine has no way, does not offer it, or is busy."""
-        return self.engine.reset_path is not None and post(self.endpoint, self.engine.reset_path)

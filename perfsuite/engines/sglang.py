@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from perfsuite.engines.control import Endpoint, ask_json, ask_text
+from perfsuite.engines.own_flags import refuse_own_flags
 from perfsuite.engines.server import Description, Engine, LaunchCommand, LaunchOrder
 from perfsuite.engines.server_metrics import read_metrics
 from perfsuite.engines.versions import FlagSpan, is_at_least, refuse_unknown_flags
@@ -92,8 +93,9 @@ def launch(order: LaunchOrder) -> LaunchCommand:
     argv += [] if arm.prefix_cache else ["--disable-radix-cache"]
     argv += _kernel_flags(arm, order)
     argv += _text_flags(arm)
-    argv += ["--enable-metrics", "--log-level-http", "warning", *arm.flags]
-    return LaunchCommand(argv=tuple(argv), env=dict(arm.env))
+    argv += ["--enable-metrics", "--log-level-http", "warning"]
+    refuse_own_flags(arm.flags, argv, engine="sglang", where=f"{order.where}.flags")
+    return LaunchCommand(argv=(*argv, *arm.flags), env=dict(arm.env))
 
 
 def _check(arm: Arm, *, where: str) -> None:
@@ -319,5 +321,4 @@ SGLANG = Engine(
     ready_paths=("/ready", "/health"),  # /ready came with 0.5.20; /health generates a token
     describe=describe,
     stats=stats,
-    reset_path="/flush_cache",
 )

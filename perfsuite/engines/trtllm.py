@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from perfsuite.engines.control import Endpoint, ask_json, ask_text
+from perfsuite.engines.own_flags import refuse_own_flags
 from perfsuite.engines.server import Description, Engine, LaunchCommand, LaunchOrder
 from perfsuite.engines.server_metrics import read_metrics
 from perfsuite.engines.versions import FlagSpan, is_at_least, refuse_unknown_flags
@@ -46,6 +47,7 @@ DECIDED = {
     "enable_attention_dp": "parallelism.attention_data",
     "tensor_parallel_size": "parallelism.tensor",
     "pipeline_parallel_size": "parallelism.pipeline",
+    "context_parallel_size": "parallelism",
     "moe_expert_parallel_size": "parallelism.expert_size",
     "max_batch_size": "max_num_seqs",
     "max_num_tokens": "max_num_batched_tokens",
@@ -88,9 +90,10 @@ def launch(order: LaunchOrder) -> LaunchCommand:
     refuse_unknown_flags(own, FLAGS, order.version, engine="TensorRT-LLM", where=order.where)
     refuse_unknown_flags(arm.flags, FLAGS, order.version, engine="TensorRT-LLM", where=f"{order.where}.flags")
     path = f"{order.folder}/{order.name}.llm_api_options.yaml"
-    argv += [*own, "--extra_llm_api_options", path, *arm.flags]
+    argv += [*own, "--extra_llm_api_options", path]
+    refuse_own_flags(arm.flags, argv, engine="trtllm", where=f"{order.where}.flags")
     text = yaml.safe_dump(options(order), sort_keys=True, default_flow_style=False)
-    return LaunchCommand(argv=tuple(argv), env=dict(arm.env), files={path: text})
+    return LaunchCommand(argv=(*argv, *arm.flags), env=dict(arm.env), files={path: text})
 
 
 def _check(arm: Arm, *, where: str) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from perfsuite.engines.control import Endpoint, ask_json, ask_text
+from perfsuite.engines.own_flags import refuse_own_flags
 from perfsuite.engines.server import Description, Engine, LaunchCommand, LaunchOrder
 from perfsuite.engines.server_metrics import kv_capacity_tokens, read_cache_config, read_metrics
 from perfsuite.engines.versions import FlagSpan, refuse_unknown_flags
@@ -55,7 +56,12 @@ VARIABLES = (
     FlagSpan(flag="VLLM_USE_FLASHINFER_MOE_FP4", until="0.33.0", cure="set moe_backend", source=_GONE),
     FlagSpan(flag="VLLM_USE_FLASHINFER_MOE_FP8", until="0.33.0", cure="set moe_backend", source=_GONE),
     FlagSpan(flag="VLLM_NVFP4_GEMM_BACKEND", until="0.33.0", cure="add --linear-backend to flags", source=_GONE),
-    FlagSpan(flag="VLLM_TORCH_PROFILER_DIR", until="0.33.0", cure="add --profiler-config to flags", source=_GONE),
+    FlagSpan(
+        flag="VLLM_TORCH_PROFILER_DIR",
+        until="0.16.0",
+        cure="add --profiler-config to flags",
+        source="vllm-project/vllm#33536; vllm-project/vllm-omni#6519",
+    ),
 )
 KV_CACHE_DTYPES = {"fp8": "fp8", "bf16": "bfloat16"}  # "auto": the flag is left out
 _DTYPE_NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "fp8_e4m3": "fp8"}
@@ -99,8 +105,9 @@ def launch(order: LaunchOrder) -> LaunchCommand:
     argv += [] if arm.chunked_prefill else ["--no-enable-chunked-prefill"]
     own = [*_kernel_flags(arm, where=order.where), *_text_flags(arm)]
     refuse_unknown_flags(own, FLAGS, order.version, engine="vLLM", where=order.where)
-    argv += [*own, "--disable-uvicorn-access-log", *arm.flags]
-    return LaunchCommand(argv=tuple(argv), env=ENV | arm.env)
+    argv += [*own, "--disable-uvicorn-access-log"]
+    refuse_own_flags(arm.flags, argv, engine="vllm", where=f"{order.where}.flags")
+    return LaunchCommand(argv=(*argv, *arm.flags), env=ENV | arm.env)
 
 
 def data_parallel_ranks(arm: Arm) -> int:
@@ -312,5 +319,4 @@ VLLM = Engine(
     ready_paths=("/health",),
     describe=describe,
     stats=stats,
-    reset_path="/reset_prefix_cache",  # only with VLLM_SERVER_DEV_MODE=1
 )

@@ -2,18 +2,47 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
 
-from perfsuite.scenario.fields import MAX_CONCURRENCY, MAX_TOKENS, BaseUrl, DurationS, Strict, json_trouble
+from perfsuite.scenario.fields import (
+    MAX_CONCURRENCY,
+    MAX_TOKENS,
+    BaseUrl,
+    DurationOrZeroS,
+    DurationS,
+    Strict,
+    json_trouble,
+)
+from perfsuite.scenario.telemetry_entry import TelemetrySource
 
 Engine = Literal["emulated", "vllm", "sglang", "trtllm", "attach"]
 Precision = Literal["bf16", "fp8", "nvfp4", "mxfp4"]
 KvDtype = Literal["auto", "bf16", "fp8"]
 DialectName = Literal["vllm", "sglang", "sglang-generate", "trtllm", "openai"]
 
-Word = Annotated[str, StringConstraints(min_length=1, max_length=500)]
+
+def _argument(text: str) -> str:
+    """The text. Raises ValueError when an argument list, a variable or a shell script cannot carry it."""
+    if odd := next((char for char in text if char not in "\t\n" and (char < " " or "\x7f" <= char < "\xa0")), None):
+        raise ValueError(f"wanted a text without control characters, found {odd!r} in {text!r}")
+    return text
+
+
+Argument = Annotated[str, AfterValidator(_argument)]
+Word = Annotated[str, StringConstraints(min_length=1, max_length=500), AfterValidator(_argument)]
+VARIABLE_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
+
+
+def _variable_name(text: str) -> str:
+    if isinstance(text, str) and not re.fullmatch(VARIABLE_NAME, text):
+        raise ValueError(f"wanted the name of a variable (letters, digits and _, no digit first), found {text!r}")
+    return text
+
+
+VariableName = Annotated[str, BeforeValidator(_variable_name), StringConstraints(pattern=VARIABLE_NAME)]
 
 _ATTACH_ONLY = ("url", "api_key", "dialect")
 _SERVING_ONLY = (
@@ -56,13 +85,16 @@ class Container(Strict):
         default=None, description="size of /dev/shm, such as 32g; without it the host's IPC namespace is shared"
     )
     volumes: list[Word] = Field(default_factory=list, description="HOST:CONTAINER[:ro], as docker's --volume takes it")
-    args: list[str] = Field(default_factory=list, description="more arguments of docker run, before the image")
+    args: list[Argument] = Field(default_factory=list, description="more arguments of docker run, before the image")
 
 
 class Srun(Strict):
     """The engine runs as a Slurm step on the node of perfsuite itself."""
 
-    args: list[str] = Field(default_factory=list, description="more arguments of srun, before the program")
+    args: list[Argument] = Field(default_factory=list, description="more arguments of srun, before the program")
+
+
+GpuReadS = Annotated[DurationOrZeroS, Field(le=1.0)]
 
 
 class EmulatorSettings(Strict):
@@ -78,13 +110,28 @@ class EmulatorSettings(Strict):
     jitter_ratio: float = Field(default=0.02, ge=0, le=0.5, description="standard deviation of step time / step time")
     run_jitter_ratio: float = Field(default=0.005, ge=0, le=0.5, description="the same, drawn once for each start")
     truth_log: bool = Field(default=False, description="write when each chunk was sent into the bundle")
+    counter_jitter_ratio: float = Field(
+        default=0.0, ge=0, lt=0.5, description="the GPUs' counters refresh every 100 ms ± this ratio of it"
+    )
+    counter_reset: DurationS | None = Field(
+        default=None, description="so long after each start the energy counters start again at 0"
+    )
+    gpu_read: Annotated[list[GpuReadS], Field(min_length=2, max_length=2)] | None = Field(
+        default=None, description="shortest and longest reading of the GPUs; values of an instant within it"
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> EmulatorSettings:
+        if self.gpu_read is not None and self.gpu_read[0] > self.gpu_read[1]:
+            raise ValueError("gpu_read: the shortest comes first, such as [5ms, 20ms]")
+        return self
 
 
 class Arm(Strict):
     """One engine with one checkpoint and its flags. Batch limits are for the whole deployment."""
 
     engine: Engine
-    checkpoint: Annotated[str, StringConstraints(min_length=1, max_length=500)] | None = None
+    checkpoint: Word | None = None
     precision: Precision
     gpus: int = Field(ge=0, le=4096, description="GPUs of the deployment; 0 for a CPU engine")
     gpu: str = Field(default="b200", description="GPU of the library; for the emulator and for capacity")
@@ -107,18 +154,20 @@ class Arm(Strict):
     custom_tokenizer: Word | None = Field(default=None, description="the engine's name of a tokenizer class")
     trust_remote_code: bool = False
     reasoning_parser: Word | None = None
-    served_name: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
+    served_name: Annotated[Argument, StringConstraints(min_length=1, max_length=200)] | None = None
     engine_version: Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)*[A-Za-z0-9.+-]*$")] | None = Field(
         default=None, description="decides the names of flags; without it the installed version is looked up"
     )
-    command: list[str] | None = Field(
+    command: list[Argument] | None = Field(
         default=None, min_length=1, description="program that starts the engine, before its arguments"
     )
-    flags: list[str] = Field(default_factory=list, description="raw arguments added at the end of the command line")
+    flags: list[Argument] = Field(
+        default_factory=list, description="raw arguments added at the end of the command line"
+    )
     llm_api_options: dict[str, Any] = Field(
         default_factory=dict, description="trtllm only: more keys of its options file (extra_llm_api_options)"
     )
-    env: dict[str, str] = Field(default_factory=dict)
+    env: dict[VariableName, Argument] = Field(default_factory=dict)
     container: Container | None = None
     srun: Srun | None = None
     url: BaseUrl | None = Field(default=None, description="attach only: base URL, without /v1 and without credentials")
@@ -129,6 +178,9 @@ class Arm(Strict):
         default=None, description="attach only: how the server is asked and read; detected without it"
     )
     emulator: EmulatorSettings = EmulatorSettings()
+    telemetry: TelemetrySource | None = Field(
+        default=None, description="where this arm's GPUs are read, in place of the scenario's telemetry"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Arm:
@@ -150,6 +202,8 @@ class Arm(Strict):
     def _check_emulated(self) -> None:
         if self.gpus < 1:
             raise ValueError("engine emulated needs gpus of at least 1")
+        if self.telemetry is not None and self.telemetry.source not in ("auto", "none"):
+            raise ValueError("telemetry.source: emulated arms have the emulator's GPUs (auto), or none")
         for key in _SERVING_ONLY:
             if key not in _EMULATED_TOO and not self._is_default(key):
                 raise ValueError(f"{key}: the embedded engine has no such setting")

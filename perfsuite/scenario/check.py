@@ -3,29 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 
 from perfsuite.errors import ScenarioError, UsageError
 from perfsuite.library import Checkpoint, find_checkpoint, find_gpu, known_checkpoint, partners
 from perfsuite.scenario.arm import Arm
 from perfsuite.scenario.schema import Scenario
-
-# Raw flags that would go round a key of the arm, which is what differences are read from.
-_KEYS_OF_FLAGS = {
-    "--kv-cache-dtype": "kv_cache_dtype",
-    "--enable-prefix-caching": "prefix_cache",
-    "--no-enable-prefix-caching": "prefix_cache",
-    "--disable-radix-cache": "prefix_cache",
-    "--stream-interval": "stream_interval",
-    "--speculative-config": "speculation",
-    "--speculative-algorithm": "speculation",
-    "--max-num-seqs": "max_num_seqs",
-    "--max-running-requests": "max_num_seqs",
-    "--max_batch_size": "max_num_seqs",
-    "--max-num-batched-tokens": "max_num_batched_tokens",
-    "--chunked-prefill-size": "max_num_batched_tokens",
-    "--max_num_tokens": "max_num_batched_tokens",
-}
 
 
 def check_against_library(scenario: Scenario) -> None:
@@ -40,7 +22,7 @@ def check_against_library(scenario: Scenario) -> None:
         if checkpoint is not None:
             _check_checkpoint(arm, checkpoint, scenario.model, where)
             _check_engine(arm, checkpoint, where)
-        _check_flags(arm, where)
+        _check_gpus(arm, where)
     if scenario.mode == "matched":
         _check_pairs(scenario)
         _check_outputs(scenario)
@@ -118,22 +100,6 @@ def _check_engine(arm: Arm, checkpoint: Checkpoint, where: str) -> None:
             )
 
 
-def _check_flags(arm: Arm, where: str) -> None:
-    """A flag given raw that has a key would be missed by everything that reads the key."""
-    name = next((flag for flag in _flag_names(arm.flags) if flag in _KEYS_OF_FLAGS), None)
-    if name is not None and arm.engine in ("vllm", "sglang", "trtllm"):
-        raise ScenarioError(
-            f"{name} has a key of its own",
-            where=f"{where}.flags",
-            found=name,
-            cure=f"write {_KEYS_OF_FLAGS[name]} in the arm, so that differences between arms are seen",
-        )
-
-
-def _flag_names(words: Sequence[str]) -> list[str]:
-    return [word.partition("=")[0] for word in words if word.startswith("-")]
-
-
 def check_lengths(scenario: Scenario) -> None:
     """Raises ScenarioError when the longest request of a random or file workload is beyond an arm's max_model_len."""
     workload = scenario.workload
@@ -193,13 +159,22 @@ def _check_checkpoint(arm: Arm, checkpoint: Checkpoint, model: str, where: str) 
             found=f"model: {model}",
             cure=f"write model: {checkpoint.shape.id}, or name a checkpoint of {model}",
         )
-    num_gpus = arm.parallelism.tensor * arm.parallelism.pipeline * arm.parallelism.data
-    if arm.engine == "emulated" and num_gpus not in (1, arm.gpus):
-        raise ScenarioError(
-            "tensor × pipeline × data is not the number of GPUs",
-            where=f"{where}.parallelism",
-            found=f"{num_gpus} against gpus: {arm.gpus}",
-        )
+
+
+def _check_gpus(arm: Arm, where: str) -> None:
+    """Figures per GPU divide by `gpus`, which a started engine takes as its parallelism says. Attention DP lies inside
+    of tensor; an engine on the CPU (gpus: 0) may have any layout.
+    """
+    layout = arm.parallelism
+    num = layout.tensor * layout.pipeline * layout.data
+    if arm.engine == "attach" or arm.gpus in (0, num):
+        return
+    raise ScenarioError(
+        "tensor × pipeline × data is not the number of GPUs",
+        where=f"{where}.parallelism",
+        found=f"{layout.tensor} × {layout.pipeline} × {layout.data} = {num} against gpus: {arm.gpus}",
+        cure=f"write the layout of {arm.gpus} GPUs, such as parallelism: {{tensor: {arm.gpus}}}, or gpus: {num}",
+    )
 
 
 def _cure_of_precision(arm: Arm, checkpoint: Checkpoint) -> str:

@@ -103,7 +103,7 @@ def _messages(where: str, item: Any) -> Iterator[tuple[str, str, int | None]]:
         if not isinstance(message, dict):
             raise ScenarioError("a message is an object", where=here, found=short(message))
         role, text = message.get(role_key), message.get(text_key)
-        if role not in _SIDES:
+        if not isinstance(role, str) or role not in _SIDES:
             raise ScenarioError(
                 "nobody known says this",
                 where=f"{here}.{role_key}",

@@ -31,6 +31,7 @@ MAX_RATE_PER_S = 1e6
 MIN_RATE_PER_S = 1e-4  # one request in about three hours
 MAX_DURATION_S = 7 * 86400.0
 MIN_DURATION_S = 1e-6
+HALF_PAIR = "a text with half a surrogate pair"
 MIN_JSON_INTEGER, MAX_JSON_INTEGER = -(2**63), 2**64 - 1  # what 64 bits hold, with a sign or without
 
 
@@ -89,9 +90,17 @@ Tokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 
 
 class Strict(BaseModel):
-    """Every model of a scenario: no unknown keys, no coercion, no NaN, immutable."""
+    """Every model of a scenario: no unknown keys, no coercion, no NaN, only texts that UTF-8 can carry, immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _texts_are_unicode(cls, data: Any) -> Any:
+        for place, text in _texts(data):
+            if not _is_unicode(text):
+                raise ValueError(f"{place.lstrip('.')}: found {HALF_PAIR}")
+        return data
 
 
 class TokenRange(Strict):
@@ -126,6 +135,15 @@ def _base_url(url: str) -> str:
     return url
 
 
+def is_loopback_url(url: str) -> bool:
+    """Whether a URL's host is this host's loopback interface, by name or number; an SSH tunnel's is too."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 BaseUrl = Annotated[str, StringConstraints(pattern=r"^https?://[^\s@?#]+$"), AfterValidator(_base_url)]
 
 
@@ -148,12 +166,25 @@ def _scalar_trouble(value: Any) -> str | None:
     if value is None or isinstance(value, bool):
         return None
     if isinstance(value, str):
-        return None if value.isascii() or _is_unicode(value) else "a text with half a surrogate pair"
+        return None if _is_unicode(value) else HALF_PAIR
     if isinstance(value, int):
         return None if MIN_JSON_INTEGER <= value <= MAX_JSON_INTEGER else "an integer of more than 64 bits"
     if isinstance(value, float):
         return None if math.isfinite(value) else f"{value}"
     return f"a value of type {type(value).__name__}"
+
+
+def _texts(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """(place below `value`, text) of every text in nested lists and mappings, keys included."""
+    if isinstance(value, str):
+        yield place, value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from ((place, text) for _, text in _texts(key))
+            yield from _texts(item, f"{place}.{key}")
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _texts(item, f"{place}[{index}]")
 
 
 def _is_unicode(text: str) -> bool:

@@ -47,6 +47,12 @@ _PATTERN_WORDS: dict[str, tuple[str, str]] = {
 
 def load_scenario(path: Path) -> tuple[Scenario, str]:
     """The scenario in a file, and the file's text. Raises ScenarioError."""
+    text = read_text(path)
+    return parse_scenario(text, name=str(path)), text
+
+
+def read_text(path: Path) -> str:
+    """The text of a file of ours. Raises ScenarioError: not to be read, larger than MAX_FILE_BYTES, not UTF-8."""
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -61,15 +67,14 @@ def load_scenario(path: Path) -> tuple[Scenario, str]:
             cure=f"keep it below {MAX_FILE_BYTES:,} bytes; prompts belong into a JSONL or Parquet file",
         )
     try:
-        text = raw.decode("utf-8")
+        return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ScenarioError("the scenario file is not UTF-8", where=f"{path}: byte {error.start}") from error
-    return parse_scenario(text, name=str(path)), text
 
 
 def parse_scenario(text: str, *, name: str) -> Scenario:
     """The scenario in a text; `name` stands for the file in errors. Raises ScenarioError."""
-    data, lines = _parse_yaml(text, name)
+    data, lines = parse_yaml(text, name)
     if not isinstance(data, dict):
         raise ScenarioError("a scenario is a mapping of keys", where=f"{name}:1", found=type(data).__name__)
     version = data.get("schema", SCHEMA_VERSION)
@@ -92,7 +97,7 @@ def located(text: str, *, name: str) -> Iterator[None]:
     try:
         yield
     except ScenarioError as error:
-        lines = {_dotted(loc): line for loc, line in _parse_yaml(text, name)[1].items()}
+        lines = {_dotted(loc): line for loc, line in parse_yaml(text, name)[1].items()}
         key = (error.where or "").partition(": ")[0]
         while key and key not in lines:
             key = key.rpartition(".")[0]
@@ -100,8 +105,10 @@ def located(text: str, *, name: str) -> Iterator[None]:
         raise
 
 
-def _parse_yaml(text: str, name: str) -> tuple[Any, dict[Loc, int]]:
-    """The data of a YAML text and the line (1-based) of each key or item."""
+def parse_yaml(text: str, name: str) -> tuple[Any, dict[Loc, int]]:
+    """The data of a YAML text and the line (1-based) of each key or item. Raises ScenarioError: also for a key that
+    stands twice.
+    """
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         if node is None:
@@ -275,6 +282,8 @@ def load_rows(workload: Workload, scenario_path: Path) -> FileRows | None:
             return load_conversations(scenario_path.parent / workload.path)
         assert workload.format is not None
         return load_trace(scenario_path.parent / workload.path, workload.format)
+    except OSError as error:
+        raise ScenarioError(f"the file cannot be read: {error}", where="workload.path") from None
     except ScenarioError as error:
         if error.where is not None and error.where != "workload.path":
             error.where = f"workload.path: {error.where}"

@@ -1,4 +1,5 @@
-"""One entry of a scenario's `load`: closed loop, open loop by rate, by stages or by trace, or all at once. No I/O."""
+"""One entry of a scenario's `load`: closed loop, open loop by rate, by stages or by trace, all at once, or a search for
+the highest load that meets the SLO. No I/O."""
 
 from __future__ import annotations
 
@@ -20,8 +21,9 @@ from perfsuite.scenario.fields import (
     Strict,
     as_list,
 )
+from perfsuite.scenario.search import MAX_REPEATS, SearchRule, ladder
 
-_KINDS = ("concurrency", "rate", "stages", "trace", "offline")
+_KINDS = ("concurrency", "rate", "stages", "trace", "offline", "search")
 _ALLOWED_WITH: dict[str, tuple[str, ...]] = {
     "arrivals": ("rate", "stages"),
     "burstiness": ("rate", "stages"),
@@ -56,10 +58,60 @@ class TraceLoad(Strict):
     )
 
 
+MAX_LADDER = 1000
+
+
+class SearchLoad(Strict):
+    """The highest load that meets the scenario's slo, found by bisection over real trials in each block.
+
+    The loads that may be visited lie between lowest and highest in equal ratios, neighbours within the resolution.
+    """
+
+    kind: Literal["concurrency", "request_rate"]
+    lowest: RatePerS | Annotated[int, Field(ge=1, le=MAX_CONCURRENCY)] = Field(
+        description="a concurrency, or a rate such as 2 req/s"
+    )
+    highest: RatePerS | Annotated[int, Field(ge=1, le=MAX_CONCURRENCY)]
+    resolution: float = Field(default=0.05, ge=0.001, le=1, description="0.05: neighbouring loads differ by 5 %")
+    attainment: float = Field(default=0.99, gt=0, le=1, description="share of the requests that must meet the slo")
+    multiple: int = Field(default=1, ge=1, le=4096, description="concurrencies are multiples of this")
+    max_repeats: int = Field(default=5, ge=2, le=MAX_REPEATS, description="trials at one load, at most")
+    max_trials: int = Field(default=40, ge=4, le=1000, description="trials of the search in one block, at most")
+
+    @property
+    def rule(self) -> SearchRule:
+        return SearchRule(
+            lowest=float(self.lowest),
+            highest=float(self.highest),
+            resolution_ratio=self.resolution,
+            attainment_ratio=self.attainment,
+            whole=self.kind == "concurrency",
+            multiple=self.multiple,
+            max_repeats=self.max_repeats,
+            max_trials=self.max_trials,
+        )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SearchLoad:
+        if not self.lowest < self.highest:
+            raise ValueError(f"wanted lowest below highest, found {self.lowest:g} and {self.highest:g}")
+        is_whole = all(isinstance(load, int) for load in (self.lowest, self.highest))
+        if is_whole != (self.kind == "concurrency"):
+            wanted = "numbers" if self.kind == "concurrency" else "rates such as 2 req/s"
+            raise ValueError(f"lowest, highest: kind {self.kind} wants {wanted}")
+        if self.multiple > 1 and self.kind != "concurrency":
+            raise ValueError("multiple: belongs to kind: concurrency")
+        if self.lowest % self.multiple or self.highest % self.multiple:
+            raise ValueError(f"lowest, highest: wanted multiples of {self.multiple}")
+        if (num := len(ladder(self.rule))) > MAX_LADDER:
+            raise ValueError(f"resolution: makes {num:,} loads, more than {MAX_LADDER:,}; ask for a coarser one")
+        return self
+
+
 class Load(Strict):
     """One entry of `load`; a list of concurrencies, rates or speeds makes one load point of each.
 
-    Exactly one of concurrency (closed loop), rate, stages, trace (open loop), offline (all at once).
+    Exactly one of concurrency (closed loop), rate, stages, trace (open loop), offline (all at once), search.
     """
 
     concurrency: (
@@ -77,6 +129,9 @@ class Load(Strict):
     stages: list[Stage] | None = Field(default=None, min_length=1, max_length=100)
     trace: TraceLoad | None = None
     offline: bool = False
+    search: SearchLoad | None = Field(
+        default=None, description="the highest load that meets the slo; the other keys are those of concurrency or rate"
+    )
     arrivals: Literal["constant", "poisson", "gamma"] = "poisson"
     burstiness: float = Field(default=1.0, ge=0.01, le=1000, description="gamma shape; 1 = Poisson, below 1 = burstier")
     requests: int | None = Field(default=None, ge=1, le=MAX_REQUESTS_PER_TRIAL)
@@ -100,13 +155,26 @@ class Load(Strict):
             before_per_s = stage.rate
         return tuple(out)
 
+    def at(self, load: float) -> Load:
+        """The entry of a search as one of a single load, a concurrency or a rate in requests per second."""
+        assert self.search is not None
+        key, value = ("rate", load) if self.search.kind == "request_rate" else ("concurrency", round(load))
+        return self.model_copy(update={"search": None, key: [value]})
+
+    @property
+    def ends(self) -> tuple[Load, ...]:
+        """The entries that bound what is played: itself, or the lowest and the highest load of a search."""
+        return (self,) if self.search is None else (self.at(self.search.lowest), self.at(self.search.highest))
+
     @model_validator(mode="after")
     def _consistent(self) -> Load:
         kinds = [kind for kind in _KINDS if getattr(self, kind) not in (None, False)]
         if len(kinds) != 1:
-            raise ValueError("wanted exactly one of concurrency, rate, stages, trace, offline: true")
-        for message in (*self._misplaced(kinds[0]), *self._incomplete(), *self._out_of_bounds()):
-            raise ValueError(message)
+            raise ValueError("wanted exactly one of concurrency, rate, stages, trace, offline: true, search")
+        for end in self.ends:
+            kind = "rate" if end.rate is not None else "concurrency" if end.concurrency is not None else kinds[0]
+            for message in (*end._misplaced(kind), *end._incomplete(), *end._out_of_bounds()):
+                raise ValueError(message)
         return self
 
     def _misplaced(self, kind: str) -> Iterator[str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from perfsuite.errors import ScenarioError
 from perfsuite.scenario.arrivals import RateStage
 from perfsuite.scenario.load_entry import Load
+from perfsuite.scenario.search import ladder
 
 MAX_STAGES_IN_LABEL = 4
 
@@ -26,6 +28,7 @@ class LoadPoint:
                        scenario's wish: part of the send lag and of ttft, and no lateness of the client
     num_warmup         requests played before the measured ones, with the same load
     num_requests       measured requests; None when it follows from the arrivals or the rows of the trace
+    search             index in the scenario's `load` of the search that may visit it; None = every block plays it
     """
 
     kind: str
@@ -40,10 +43,21 @@ class LoadPoint:
     stages: tuple[RateStage, ...] = ()
     trace_speed: float | None = None
     max_in_flight: int | None = None
+    search: int | None = None
+
+    @property
+    def load(self) -> float:
+        """Of a search: the concurrency, or the rate in requests per second."""
+        return float(self.concurrency or self.rate_per_s or 0.0)
 
     @property
     def label(self) -> str:
-        """Name of the load point in tables: "concurrency 8", "2 req/s poisson", "trace ×2, max 16", "offline 100"."""
+        """Name of the load point in tables: "concurrency 8", "2 req/s poisson", "trace ×2, max 16", "offline 100",
+        "concurrency 8 (search)"."""
+        return self._label if self.search is None else f"{self._label} (search)"
+
+    @property
+    def _label(self) -> str:
         if self.kind == "closed":
             return f"concurrency {self.concurrency}"
         if self.kind == "offline":
@@ -78,21 +92,36 @@ def _is_ramp(stage: RateStage) -> bool:
 
 
 def expand_load_points(loads: Sequence[Load]) -> tuple[LoadPoint, ...]:
-    """The sweep: one load point for each concurrency, rate, speed, stages or offline entry, in file order.
+    """The sweep: one load point for each concurrency, rate, speed, stages or offline entry, in file order; after it
+    every load that the searches may visit, increasing.
 
     Raises ScenarioError when two entries make the same load point.
     """
-    points = tuple(point for load in loads for point in _points_of(load))
+    points = tuple(point for _, point in _numbered(loads))
     labels = [point.label for point in points]
-    for label in labels:
-        if labels.count(label) > 1:
+    for label, num in Counter(labels).items():
+        if num > 1:
             raise ScenarioError("two entries make the same load point", where="load", found=label)
     return points
 
 
+def swept(points: Sequence[LoadPoint]) -> tuple[LoadPoint, ...]:
+    """The load points that every block plays. They come first, so their indices stay."""
+    return tuple(point for point in points if point.search is None)
+
+
 def entry_of_point(loads: Sequence[Load]) -> tuple[int, ...]:
-    """For each load point of the sweep, the index of its entry in `load`."""
-    return tuple(number for number, load in enumerate(loads) for _ in _points_of(load))
+    """For each load point, the index of its entry in `load`."""
+    return tuple(number for number, _ in _numbered(loads))
+
+
+def _numbered(loads: Sequence[Load]) -> Iterator[tuple[int, LoadPoint]]:
+    for number, load in enumerate(loads):
+        for point in _points_of(load) if load.search is None else ():
+            yield number, point
+    for number, load in enumerate(loads):
+        for value in ladder(load.search.rule) if load.search is not None else ():
+            yield from ((number, replace(point, search=number)) for point in _points_of(load.at(value)))
 
 
 def _points_of(load: Load) -> Iterator[LoadPoint]:

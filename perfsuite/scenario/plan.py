@@ -4,11 +4,14 @@ Seeds are split per dimension (prompts, lengths, arrivals, order), pair and load
 get the same requests at the same times, and no later trial repeats a text. Comparisons of one
 scenario share their requests. The lengths and times of a trace, and the turns of conversations, are columns of a file,
 which the digest covers as a file: a plan can be built again without it, and then lacks them.
+
+Trials of a search and of a later attempt are in no plan beforehand: the plan holds their rules (scenario/added.py).
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -19,16 +22,30 @@ from perfsuite.scenario.fields import MAX_DURATION_S
 from perfsuite.scenario.load_points import LoadPoint as LoadPoint
 from perfsuite.scenario.load_points import entry_of_point
 from perfsuite.scenario.load_points import expand_load_points as expand_load_points
+from perfsuite.scenario.load_points import swept as swept
 from perfsuite.scenario.schema import Scenario
+from perfsuite.scenario.search import MAX_REPEATS, trial_key
 from perfsuite.scenario.specs import CLOSED_LOOP_OFFSET as CLOSED_LOOP_OFFSET
 from perfsuite.scenario.specs import RequestSpecs as RequestSpecs
 from perfsuite.scenario.specs import SeedDimension, make_specs, rng_of
 from perfsuite.scenario.workload import ConversationRows, FileRows, TraceRows
 
+ATTEMPT_STRIDE = 2**32  # above every pair, and every trial of a search at one load
+
+# What makes a comparison another comparison besides its requests; keys at their default count as absent.
+_DEFINING = {
+    "model", "mode", "arms", "comparisons", "workload", "slo", "primary_metrics", "looks", "repeat_invalid", "load",
+    "price_usd_per_gpu_hour", "known_answers",
+}  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """One arm at one load point in one block. `load_point` indexes Plan.load_points."""
+    """One arm at one load point in one block. `load_point` indexes Plan.load_points.
+
+    repeat   of a search: trials of its block at this load before it
+    attempt  times the pair was played at this load point before, with an invalid trial
+    """
 
     ordinal: int
     block: int
@@ -36,17 +53,23 @@ class Trial:
     comparison: int | None
     pair: int
     load_point: int
+    repeat: int = 0
+    attempt: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """One start of an arm's engine, in which every load point runs once, in an order that both arms of a pair share."""
+    """One start of an arm's engine, in which every load point runs once, in an order that both arms of a pair share.
+
+    attempt  0 as planned; a later one plays only load points at which a trial of the pair was invalid
+    """
 
     ordinal: int
     arm: str
     comparison: int | None
     pair: int
     trials: tuple[Trial, ...]
+    attempt: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +77,8 @@ class Plan:
     """Blocks in playing order.
 
     num_file_rows, file_digest   rows and SHA-256 of the prompt file or trace; 0 and "" without one
-    digest                       SHA-256 over every request spec, load point, block and the workload's file
+    specs_digest                 SHA-256 over every request spec, load point, block and the workload's file
+    digest                       SHA-256 over it, the model, the arms, and the rest of what is compared (plan_digest)
     trace, conversations         rows of the trace or the conversation file; None without one, and in a plan that was
                                  built again from a bundle
     """
@@ -65,6 +89,7 @@ class Plan:
     num_file_rows: int
     file_digest: str
     digest: str
+    specs_digest: str
     trace: TraceRows | None = field(default=None, repr=False, compare=False)
     conversations: ConversationRows | None = field(default=None, repr=False, compare=False)
 
@@ -75,7 +100,9 @@ class Plan:
 
     @property
     def trials(self) -> tuple[Trial, ...]:
-        return tuple(trial for block in self.blocks for trial in block.trials)
+        """In order of their ordinals."""
+        trials = (trial for block in self.blocks for trial in block.trials)
+        return tuple(sorted(trials, key=lambda trial: trial.ordinal))
 
 
 def build_plan(
@@ -94,7 +121,7 @@ def build_plan(
     points = expand_load_points(scenario.load)
     if scenario.workload.kind == "trace":
         _check_trace(scenario, num_file_rows, trace)
-    blocks = tuple(_number(_block_order(scenario), points, scenario.seed))
+    blocks = tuple(_number(_block_order(scenario), swept(points), scenario.seed))
     digest = hashlib.sha256(file_digest.encode())
     total = 0
     cache: dict[tuple[int, int], bytes] = {}
@@ -115,16 +142,48 @@ def build_plan(
             digest.update(cache[key])
             total += int.from_bytes(cache[key][-8:], "big")
             _check_total(total, scenario)
+    _check_searches(scenario, points, total, num_file_rows, conversations)
+    specs_digest = digest.hexdigest()
     return Plan(
         scenario=scenario,
         load_points=points,
         blocks=blocks,
         num_file_rows=num_file_rows,
         file_digest=file_digest,
-        digest=digest.hexdigest(),
+        digest=plan_digest(scenario, specs_digest),
+        specs_digest=specs_digest,
         trace=trace,
         conversations=conversations,
     )
+
+
+def plan_digest(scenario: Scenario, specs_digest: str) -> str:
+    """SHA-256 over the specs' digest and what is compared: plans of one digest make the same comparison."""
+    values = scenario.model_dump(mode="json", include=_DEFINING, exclude_defaults=True)
+    for arm in values["arms"].values():
+        for key in ("api_key", "telemetry"):
+            arm.pop(key, None)
+    text = json.dumps(values, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(f"plan/2 {specs_digest} {text}".encode()).hexdigest()
+
+
+def _check_searches(
+    scenario: Scenario, points: Sequence[LoadPoint], total: int, num_rows: int, rows: ConversationRows | None
+) -> None:
+    """Can every load of a search be played, and do its trials stay within the limits, if it plays the most it may?"""
+    num_blocks = scenario.blocks * (2 * len(scenario.comparisons) or len(scenario.arms))
+    for number, load in enumerate(scenario.load):
+        if load.search is None:
+            continue
+        most = 0
+        for index in (indices := [k for k, point in enumerate(points) if point.search == number])[:1] + indices[-1:]:
+            trial = Trial(ordinal=0, block=0, arm="", comparison=None, pair=0, load_point=index)
+            specs = request_specs(scenario, points[index], trial, num_rows, rows)
+            _check_due(specs.last_due_ns / 1e9, scenario, index)
+            _check_sessions(specs, points[index], scenario, index)
+            most = max(most, len(specs))
+        total += most * load.search.max_trials * num_blocks
+        _check_total(total, scenario)
 
 
 def _check_trace(scenario: Scenario, num_rows: int, trace: TraceRows | None) -> None:
@@ -142,11 +201,13 @@ def _check_trace(scenario: Scenario, num_rows: int, trace: TraceRows | None) -> 
             )
     if trace is None:
         return
+    num_played = 0
     for index, point in enumerate(expand_load_points(scenario.load)):
         assert point.trace_speed is not None
         num = num_rows if point.num_requests is None else point.num_warmup + point.num_requests
         _check_due(int(trace.t_ns[num - 1]) / 1e9 / point.trace_speed, scenario, index)
-    longest = int((trace.input_tokens + trace.output_tokens).max())
+        num_played = max(num_played, num)
+    longest = int((trace.input_tokens + trace.output_tokens)[:num_played].max())
     for name, arm in scenario.arms.items():
         if arm.max_model_len is not None and longest > arm.max_model_len:
             raise ScenarioError(
@@ -220,12 +281,33 @@ def _number(order: Iterator[tuple[str, int | None, int]], points: Sequence[LoadP
 def request_specs(
     scenario: Scenario, point: LoadPoint, trial: Trial, num_file_rows: int, rows: FileRows | None = None
 ) -> RequestSpecs:
-    """The request specs of a trial: a function of (seed, pair, load point) alone, so both arms of a pair share them.
+    """The request specs of a trial: a function of its place (load point, pair, repeat, attempt) and the seed alone, so
+    both arms of a pair share them.
 
     rows: of the trace or the conversation file; see make_specs for what is missing without them.
     """
+    seed, pair, load_point = _place_of(scenario.seed, point, trial)
 
     def rng(dimension: SeedDimension) -> np.random.Generator:
-        return rng_of(scenario.seed, dimension, trial.pair, trial.load_point)
+        return rng_of(seed, dimension, pair, load_point)
 
     return make_specs(scenario.workload, point, rng, num_file_rows, rows)
+
+
+def _place_of(seed: int, point: LoadPoint, trial: Trial) -> tuple[int, int, int]:
+    """(seed, pair, load point) from which a trial's requests are drawn: others for each attempt, and for each trial of
+    a search over all pairs."""
+    pair, load_point = trial.pair, trial.load_point
+    if point.search is not None:
+        seed, pair, load_point = trial_key(seed, point.load, trial.pair * MAX_REPEATS + trial.repeat)
+    return seed, pair + trial.attempt * ATTEMPT_STRIDE, load_point
+
+
+def lead_trial(plan: Plan, block: Block) -> Trial:
+    """The block's first trial; where it has none beforehand, the first at the middle load of its first search."""
+    if block.trials:
+        return block.trials[0]
+    first = plan.load_points[0].search
+    points = [index for index, point in enumerate(plan.load_points) if point.search == first]
+    names = {name: getattr(block, name) for name in ("arm", "comparison", "pair", "attempt")}
+    return Trial(ordinal=0, block=block.ordinal, load_point=points[len(points) // 2], **names)

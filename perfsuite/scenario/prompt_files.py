@@ -57,10 +57,10 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, Any]]:
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
     try:
-        table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ScenarioError(f"not a Parquet file: {error}", where=str(path)) from None
-    for number, row in enumerate(table.to_pylist()):
+        rows = pq.read_table(path).to_pylist()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise ScenarioError(f"not a Parquet file of prompts: {error}", where=str(path)) from None
+    for number, row in enumerate(rows):
         yield f"{path}: row {number}", row
 
 

@@ -8,13 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from perfsuite.scenario.arm import Arm
 from perfsuite.scenario.fields import (
     MAX_REQUESTS_PER_TRIAL,
-    BaseUrl,
-    DurationOrZeroS,
     DurationS,
     Name,
     OneOrMore,
@@ -23,6 +21,7 @@ from perfsuite.scenario.fields import (
 )
 from perfsuite.scenario.load_entry import Load
 from perfsuite.scenario.profile_entry import ProfileSettings
+from perfsuite.scenario.telemetry_entry import TelemetrySettings as TelemetrySettings
 from perfsuite.scenario.workload_entry import Workload
 
 SCHEMA_VERSION = 1
@@ -68,49 +67,6 @@ class Limits(Strict):
     max_hours: float = Field(default=24.0, gt=0, le=24 * 365)
 
 
-class TelemetrySettings(Strict):
-    """GPU sampling. `auto`: the emulator's for emulated arms, NVML where GPUs are declared, else none.
-
-    Emulated arms always have the emulator's GPUs, or none.
-    """
-
-    source: Literal["auto", "nvml", "prometheus", "agent", "csv", "none"] = "auto"
-    url: BaseUrl | None = Field(default=None, description="of the Prometheus endpoint or the agent")
-    token: Annotated[str, StringConstraints(pattern=r"^\$\{[A-Za-z_][A-Za-z0-9_]*\}$")] | None = Field(
-        default=None, description="${VARIABLE}: the environment variable that holds the agent's or endpoint's token"
-    )
-    path: str | None = Field(default=None, min_length=1, max_length=1000, description="CSV that nvidia-smi writes")
-    hz: float = Field(default=10.0, gt=0, le=100)
-    gpus: list[Annotated[int, Field(ge=0, le=1023)]] | None = Field(
-        default=None, min_length=1, max_length=1024, description="NVML numbers of the deployment's GPUs; all without it"
-    )
-    idle: DurationOrZeroS | None = Field(
-        default=None, description="idle baseline before the first trial of a block; 5s on real GPUs, 0s on emulated"
-    )
-    soak: DurationOrZeroS | None = Field(
-        default=None, description="longest thermal soak before a block's trials; 3min on real GPUs, 0s on emulated"
-    )
-    require_power: bool = Field(default=False, description="trials without energy are invalid")
-
-    @model_validator(mode="after")
-    def _address(self) -> TelemetrySettings:
-        if (self.url is not None) != (self.source in ("prometheus", "agent")):
-            raise ValueError("url: belongs to source: prometheus and source: agent, and they need it")
-        if (self.path is not None) != (self.source == "csv"):
-            raise ValueError("path: belongs to source: csv, which needs it")
-        if self.source == "agent" and self.token is None:
-            raise ValueError("token: source: agent needs one, such as ${PERFSUITE_TELEMETRY_TOKEN}")
-        if self.token is not None and self.source not in ("prometheus", "agent"):
-            raise ValueError("token: belongs to source: prometheus and source: agent")
-        if self.require_power and self.source == "none":
-            raise ValueError("require_power: source: none measures no power")
-        return self
-
-    server_metrics_hz: float = Field(
-        default=1.0, ge=0, le=10, description="how often each server's own metrics are read; 0: never"
-    )
-
-
 PrimaryMetric = Literal[
     "output_tps_per_gpu", "ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "tpot_p99_s", "j_per_output_token"
 ]
@@ -129,6 +85,9 @@ class Scenario(Strict):
     blocks: int = Field(default=6, ge=1, le=1000, description="blocks of each arm, which is also the number of pairs")
     looks: Annotated[list[Annotated[int, Field(ge=2)]], BeforeValidator(as_list), Field(max_length=20)] = Field(
         default=[], description="numbers of pairs after which a comparison may stop early; the bounds allow for it"
+    )
+    repeat_invalid: int = Field(
+        default=2, ge=0, le=2, description="how often an invalid trial is played again with its pair, in new blocks"
     )
     arms: dict[Name, Arm] = Field(min_length=1, max_length=100)
     comparisons: list[ComparisonSpec] = Field(default_factory=list, max_length=100)
@@ -149,6 +108,17 @@ class Scenario(Strict):
         default=None, description="after a run: profile each arm at one load point, in a start of its own"
     )
 
+    def telemetry_of(self, arm: str) -> TelemetrySettings:
+        """The telemetry of an arm by name: the scenario's, with the arm's own source where it has one."""
+        return self.telemetry.of_arm(self.arms[arm].telemetry)
+
+    @model_validator(mode="after")
+    def _power_can_be_had(self) -> Scenario:
+        lacking = [name for name in self.arms if self.telemetry_of(name).source == "none"]
+        if self.telemetry.require_power and lacking:
+            raise ValueError(f"arms.{lacking[0]}.telemetry: source: none measures no power, and require_power is set")
+        return self
+
     @model_validator(mode="after")
     def _loads_fit_the_workload(self) -> Scenario:
         for number, load in enumerate(self.load):
@@ -159,8 +129,10 @@ class Scenario(Strict):
                     else f"load[{number}].trace: belongs to workload kind trace, found kind: {self.workload.kind}"
                 )
             if self.workload.sessions is not None:
-                for key, message in _session_trouble(self.workload, load):
+                for key, message in (trouble for end in load.ends for trouble in _session_trouble(self.workload, end)):
                     raise ValueError(f"load[{number}].{key}: {message}")
+            if load.search is not None and self.slo == Slo():
+                raise ValueError(f"load[{number}].search: needs an slo to meet, such as slo: {{ttft: 500ms}}")
         return self
 
     @model_validator(mode="after")
@@ -169,6 +141,8 @@ class Scenario(Strict):
             raise ValueError(f"blocks: must be even, so that each arm goes first equally often; found {self.blocks}")
         if self.looks and (not self.comparisons or sorted({*self.looks, self.blocks}) != [*self.looks, self.blocks]):
             raise ValueError(f"looks: wanted growing numbers of pairs below blocks ({self.blocks}), with comparisons")
+        if self.looks and all(load.search is not None for load in self.load):
+            raise ValueError("looks: decide on load points that every block plays, and load has none but searches")
         if odd := [num for num in self.looks if num % 2]:
             raise ValueError(f"looks: must be even, so that each arm went first equally often; found {odd[0]}")
         used: set[str] = set()

@@ -206,8 +206,11 @@ def _read_burstgpt(path: Path) -> _Columns:
 
 def _read_csv(path: Path, wanted: tuple[str, ...]) -> tuple[NDArray[np.int64], list[pa.Array]]:
     """The line of each row, and the wanted columns as texts."""
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        names = next(csv.reader(file), [])
+    try:
+        with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+            names = next(csv.reader(file), [])
+    except csv.Error as error:
+        raise ScenarioError(f"the head of the trace is not CSV: {error}", where=f"{path}:1") from None
     if missing := [name for name in wanted if name not in names]:
         raise ScenarioError(
             f"the trace has no column {missing[0]!r}",
