@@ -9,6 +9,7 @@ from pathlib import Path
 from perfsuite.analysis.checks import REASONS
 from perfsuite.analysis.conditions import CONDITIONS
 from perfsuite.analysis.energy import ENERGY_DOUBTS, ENERGY_REASONS
+from perfsuite.analysis.energy_phases import PHASE_REASONS
 from perfsuite.analysis.metrics import METRICS
 from perfsuite.dialects.server_metrics import ITERATIONS, PROMETHEUS, SERVER_METRICS, MetricSource
 from perfsuite.engines import sglang, trtllm, vllm
@@ -113,6 +114,9 @@ TABLES = {
     "energy_doubts": lambda: table(("doubt", "meaning"), [(f"`{code}`", text) for code, text in ENERGY_DOUBTS.items()]),
     "conditions": lambda: table(
         ("finding", "meaning", "cure"), [(f"`{code}`", *texts) for code, texts in CONDITIONS.items()]
+    ),
+    "energy_phases": lambda: table(
+        ("reason", "meaning"), [(f"`{code}`", text) for code, text in PHASE_REASONS.items()]
     ),
     "energy": lambda: table(("reason", "meaning"), [(f"`{code}`", text) for code, text in ENERGY_REASONS.items()]),
     "reasons": lambda: table(

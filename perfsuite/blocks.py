@@ -6,8 +6,10 @@ import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 from perfsuite.analysis.looks import look_at_comparison
+from perfsuite.analysis.repeats import load_points_to_repeat
 from perfsuite.conditioning import condition_gpus, gpu_source, soak_play, source_token
 from perfsuite.dialects.server_metrics import counters_over
 from perfsuite.engines import Server, preflight, start_engine
@@ -18,9 +20,11 @@ from perfsuite.prepare import Prepared
 from perfsuite.records import TrialFacts
 from perfsuite.results import summarise_bundle
 from perfsuite.run_state import Run
-from perfsuite.scenario.plan import Block, Trial, request_specs
+from perfsuite.scenario.added import next_attempt
+from perfsuite.scenario.plan import Block, Trial, lead_trial, request_specs
 from perfsuite.scenario.schema import Scenario
-from perfsuite.store.reading import read_bundle
+from perfsuite.searching import play_searches
+from perfsuite.store.reading import read_bundle, read_live_blocks
 from perfsuite.telemetry.memory import used_memory_bytes
 from perfsuite.telemetry.sampler import Sampler
 from perfsuite.telemetry.server_series import ServerSeries
@@ -46,7 +50,7 @@ class ServedBlock:
     ) -> PlayReport:
         """Play the block's first load point once more, with the prompts of another pair; see LoadWorkers.play."""
         return self.load.play(
-            _order(self.run.prepared, replace(self.block.trials[0], pair=pair)),
+            _order(self.run.prepared, replace(lead_trial(self.run.prepared.plan, self.block), pair=pair)),
             _target(self.server, self.run.prepared.scenario),
             sink_path,
             on_progress=on_progress,
@@ -79,22 +83,54 @@ def play_blocks(run: Run, instruments: Instruments, after_trials: AfterTrials | 
             for trial in block.trials:
                 run.bundle.add_trial(_facts(trial, None, "not_needed", {}))
             continue
-        _play_block(run, block, instruments, after_trials)
-        run.blocks_done += 1
-        if run.engine_deaths > MAX_ENGINE_DEATHS:
-            raise EngineError(
-                f"the engine died in {run.engine_deaths} blocks", where=str(run.bundle.path), cure="read the logs there"
-            )
-        if not run.stop.level and _is_ended_by_look(run, block):
-            ended.add(block.comparison)
+        _play_counted(run, block, instruments, after_trials)
+        if (pair := _finished_pair(run, block)) is not None:
+            _repeat_invalid(run, pair, instruments)
+            if not run.stop.level and _is_ended_by_look(run, block):
+                ended.add(block.comparison)
+
+
+def _play_counted(run: Run, block: Block, instruments: Instruments, after_trials: AfterTrials | None) -> None:
+    _play_block(run, block, instruments, after_trials)
+    run.blocks_done += 1
+    if run.engine_deaths > MAX_ENGINE_DEATHS:
+        raise EngineError(
+            f"the engine died in {run.engine_deaths} blocks", where=str(run.bundle.path), cure="read the logs there"
+        )
+
+
+def _finished_pair(run: Run, block: Block) -> tuple[Block, Block] | None:
+    """The pair of blocks that this one ends, in playing order; None after the first one, and without a comparison."""
+    pair = [b for b in run.prepared.plan.blocks if (b.comparison, b.pair) == (block.comparison, block.pair)]
+    return None if block.comparison is None or block != pair[-1] else (pair[0], pair[1])
+
+
+def _repeat_invalid(run: Run, pair: tuple[Block, Block], instruments: Instruments) -> None:
+    """Play the load points with an invalid trial again, both arms in new blocks, until valid or tried often enough."""
+    for _ in range(run.prepared.scenario.repeat_invalid):
+        if run.stop.level:
+            return
+        plan, numbers = run.bundle.plan, [block.ordinal for block in pair]
+        found = load_points_to_repeat(summarise_bundle(read_live_blocks(run.bundle.path, plan, numbers)), pair)
+        if not found:
+            return
+        run.bundle.add_planned(next_attempt(plan, pair, list(found)))
+        blocks = run.bundle.plan.blocks
+        pair = blocks[-2], blocks[-1]
+        for point, codes in found.items():
+            run.bundle.event(
+                "pair_repeated", comparison=pair[0].comparison, pair=pair[0].pair, attempt=pair[0].attempt,
+                load_point=plan.load_points[point].label, reasons=list(codes),
+            )  # fmt: skip
+        for block in pair:
+            if not run.stop.level:
+                _play_counted(run, block, instruments, None)
 
 
 def _is_ended_by_look(run: Run, block: Block) -> bool:
     """Whether a look after this block, the second of its pair, ends the comparison. Each look is an event."""
-    plan, index = run.prepared.plan, block.comparison
-    later = [b for b in plan.blocks if b.ordinal > block.ordinal and b.comparison == index]
-    is_first_of_pair = any(b.pair == block.pair for b in later)
-    if index is None or is_first_of_pair or block.pair + 1 not in plan.scenario.looks:
+    index = block.comparison
+    if index is None or block.pair + 1 not in run.prepared.scenario.looks:
         return False
     run.show("looking")
     is_ended, reason = look_at_comparison(summarise_bundle(read_bundle(run.bundle.path)), index)
@@ -105,6 +141,7 @@ def _is_ended_by_look(run: Run, block: Block) -> bool:
 def _play_block(run: Run, block: Block, instruments: Instruments, after_trials: AfterTrials | None) -> None:
     scenario, bundle = run.prepared.scenario, run.bundle
     load, sampler, series = instruments.load, instruments.sampler, instruments.series
+    run.power_w = sampler.power_w
     arm = scenario.arms[block.arm]
     run.show("starting engine", block=block.ordinal + 1, arm=block.arm)
     with ExitStack() as stack:
@@ -121,24 +158,26 @@ def _play_block(run: Run, block: Block, instruments: Instruments, after_trials: 
                     on_process=lambda mark: bundle.add_process(asdict(mark)),
                     should_stop=lambda: run.stop.level > 0,
                     gpu_memory=used_memory_bytes if arm.gpus and arm.engine != "emulated" else lambda: None,
+                    on_event=partial(bundle.event, block=block.ordinal),
                 )
             )
             facts = preflight(server, arm, scenario, should_stop=lambda: run.stop.level > 0)
         except Interrupted:
             return
         bundle.add_server(block.ordinal, facts)
-        source, token = gpu_source(scenario.telemetry, server.gpu_source), source_token(scenario.telemetry, os.environ)
-        path, hz = bundle.telemetry_path(block.ordinal), scenario.telemetry.hz
+        settings = scenario.telemetry_of(block.arm)
+        source, token = gpu_source(settings, server.gpu_source), source_token(settings, os.environ)
+        path, hz = bundle.telemetry_path(block.ordinal), settings.hz
         stack.enter_context(sampler.sampling(source, path, hz, token=token))
         told = series.reading(
             server, block.ordinal, bundle.server_metrics_path(block.ordinal), hz=scenario.telemetry.server_metrics_hz
         )
         stack.enter_context(told)
         condition_gpus(
-            scenario.telemetry, sampler, block.ordinal, bundle.event, num_gpus=arm.gpus,
+            settings, sampler, block.ordinal, bundle.event, num_gpus=arm.gpus,
             play=soak_play(
                 load,
-                lambda pair: _order(run.prepared, replace(block.trials[0], pair=pair)),
+                lambda pair: _order(run.prepared, replace(lead_trial(run.prepared.plan, block), pair=pair)),
                 _target(server, scenario),
                 block.ordinal,
                 on_play=lambda: run.show("soaking"),
@@ -149,6 +188,8 @@ def _play_block(run: Run, block: Block, instruments: Instruments, after_trials: 
             if run.stop.level or not server.is_alive():
                 break
             _play_trial(run, trial, server, load)
+        if block.attempt == 0 and not run.stop.level and server.is_alive():
+            play_searches(run, block, lambda trial: _play_trial(run, trial, server, load))
         if after_trials is not None and not run.stop.level and server.is_alive():
             after_trials(ServedBlock(run=run, block=block, server=server, load=load))
         bundle.event("telemetry", block=block.ordinal, **asdict(sampler.status()))
@@ -160,7 +201,8 @@ def _engine_seed(scenario: Scenario, block: Block) -> int:
     return (scenario.seed * 1_000_003 + block.ordinal) % 2**31
 
 
-def _play_trial(run: Run, trial: Trial, server: Server, load: LoadWorkers) -> None:
+def _play_trial(run: Run, trial: Trial, server: Server, load: LoadWorkers) -> bool:
+    """Whether the block may go on: it was played to its end, and the engine is up."""
     prepared, bundle = run.prepared, run.bundle
     point = prepared.plan.load_points[trial.load_point]
     run.show("playing", trial=trial.ordinal + 1, load_point=point.label)
@@ -184,6 +226,7 @@ def _play_trial(run: Run, trial: Trial, server: Server, load: LoadWorkers) -> No
     if not alive:
         run.engine_deaths += 1
         bundle.event("engine_died", block=trial.block, arm=trial.arm, log_tail=server.log_tail())
+    return status == "played"
 
 
 def _order(prepared: Prepared, trial: Trial) -> PlayOrder:
@@ -222,4 +265,6 @@ def _facts(trial: Trial, report: PlayReport | None, status: str, stats: dict[str
         t_end_ns=report.t_end_ns if report else None,
         audit=report.audit if report else None,
         engine_stats=stats,
+        repeat=trial.repeat,
+        attempt=trial.attempt,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 from perfsuite.blocks import AfterTrials, Instruments, play_blocks
@@ -21,6 +22,7 @@ from perfsuite.scenario.schema import Scenario
 from perfsuite.store.bundle import open_bundle, open_request_sink
 from perfsuite.store.reading import find_bundle, is_alive, list_bundles
 from perfsuite.store.recover import recover_bundle
+from perfsuite.telemetry.canary import measure_canary
 from perfsuite.telemetry.sampler import start_sampler
 from perfsuite.telemetry.server_series import start_server_series
 
@@ -45,10 +47,12 @@ def run_scenario(
     the bundle was finalized with what there was.
     """
     check_keys(prepared.scenario, os.environ)
-    source_token(prepared.scenario.telemetry, os.environ)
+    for arm in prepared.scenario.arms:
+        source_token(prepared.scenario.telemetry_of(arm), os.environ)
     with open_bundle(
         results, prepared.plan, scenario_text=prepared.text, secrets=_secrets(prepared.scenario)
     ) as bundle:
+        bundle.event("canary", **asdict(measure_canary()))
         run = Run(prepared=prepared, bundle=bundle, stop=stop, on_live=on_live)
         num = workers or choose_workers(prepared)
         bundle.event("load_workers", num_workers=num, num_cores=num_cores())
@@ -72,7 +76,8 @@ def run_scenario(
 def _secrets(scenario: Scenario) -> list[str]:
     """Values of the environment that must reach no file."""
     names = [arm.api_key.strip("${}") for arm in scenario.arms.values() if arm.api_key]
-    names += [scenario.telemetry.token.strip("${}")] if scenario.telemetry.token else []
+    settings = [scenario.telemetry, *map(scenario.telemetry_of, scenario.arms)]
+    names += [each.token.strip("${}") for each in settings if each.token]
     return [os.environ[name] for name in names if os.environ.get(name)]
 
 

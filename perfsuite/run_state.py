@@ -55,6 +55,7 @@ class Run:
     engine_deaths: int = 0
     live: Live | None = None
     last: Progress | None = None
+    power_w: Callable[[], float | None] = lambda: None  # of all GPUs now; None where nothing tells
 
     def keep_process(self, pid: int, kind: str) -> None:
         """Have the bundle name a process of ours, so that `recover` can stop it."""
@@ -63,14 +64,15 @@ class Run:
     def show(self, step: str, **changes: Any) -> None:
         """Tell the live view: `changes` are fields of Live."""
         elapsed = time.monotonic() - self.started
-        num_blocks = len(self.prepared.plan.blocks)
+        num_blocks = len(self.bundle.plan.blocks)
         eta = elapsed / self.blocks_done * (num_blocks - self.blocks_done) if self.blocks_done else None
         if self.live is None:
             self.live = Live(
                 run_id=self.bundle.run_id, step=step, block=0, num_blocks=num_blocks, arm="", load_point="",
-                trial=0, num_trials=len(self.prepared.plan.trials), elapsed_s=0.0, eta_s=None,
+                trial=0, num_trials=0, elapsed_s=0.0, eta_s=None,
                 emulated=any(arm.engine == "emulated" for arm in self.prepared.scenario.arms.values()),
             )  # fmt: skip
+        changes |= {"num_blocks": num_blocks, "num_trials": len(self.bundle.plan.trials)}
         self.live = replace(self.live, step=step, elapsed_s=elapsed, eta_s=eta, **changes)
         self.on_live(self.live)
 
@@ -86,4 +88,5 @@ class Run:
             num_done=progress.num_done,
             num_failed=progress.num_failed,
             tokens_per_s=rate,
+            power_w=self.power_w(),
         )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -71,6 +74,8 @@ def make_facts(trial: Trial, status: str = "played") -> TrialFacts:
         t_end_ns=2_000_000_000,
         audit=AUDIT,
         engine_stats={"num_preemptions": 2.0},
+        repeat=trial.repeat,
+        attempt=trial.attempt,
     )
 
 
@@ -107,3 +112,21 @@ def complete_run(results: Path, text: str = SCENARIO) -> Path:
             for trial in block.trials:
                 play(bundle, trial, range(NUM_REQUESTS))
     return bundle.path
+
+
+def reseal(path: Path, change: Callable[[dict[str, Any]], None] = lambda _manifest: None) -> None:
+    """Make a changed bundle one that was written like this: its manifest lists the files as they are now."""
+    manifest = json.loads((path / "manifest.json").read_text())
+    change(manifest)
+    for file in manifest["files"]:
+        data = (path / file["path"]).read_bytes()
+        file |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def replan(path: Path, **changes: Any) -> None:
+    """Make a bundle one of another planner: plan.json and the manifest have a plan that this one does not make."""
+    document = json.loads((path / "plan.json").read_text()) | {"digest": "0" * 64, "specs_digest": "1" * 64} | changes
+    (path / "plan.json").write_text(json.dumps(document))
+    facts = {name: document[name] for name in ("digest", "specs_digest")}
+    reseal(path, lambda manifest: manifest["plan"].update(facts))

@@ -24,6 +24,7 @@ def night(
     host: str = "node-1",
     num_pairs: int = 2,
     changes: Mapping[int, Mapping[str, Any]] | None = None,
+    canary: Mapping[str, Any] | None = None,
 ) -> CatalogRun:
     """Run number `number` of a nightly series: nvfp4 is about 1.25 times as fast as fp8 in every pair."""
     facts = {name: server_facts(version=engine_version) for name in ("fp8", "nvfp4")}
@@ -52,4 +53,5 @@ def night(
         summary=summary,
         comparisons=compare(summary),
         annotations=annotations,
+        canary=canary or {},
     )

@@ -16,6 +16,7 @@ from perfsuite.profiling.rules import load_rules
 
 DATA = Path(__file__).parent / "data" / "profiles"
 FIVE_STEPS = DATA / "vllm-0.32-cpu-five-steps.pt.trace.json.gz"
+SGLANG_STEPS = DATA / "sglang-0.5.23-cpu-five-steps.pt.trace.json.gz"
 NO_STEP = DATA / "vllm-0.32-no-step.pt.trace.json.gz"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pytest
 
 import perfsuite
+from perfsuite.cataloguing import reindex
 from perfsuite.errors import StoreError, UsageError
 from perfsuite.results import conclude
 from tests.bundles import NUM_REQUESTS, SCENARIO, complete_run
@@ -167,3 +169,18 @@ def test_the_example_of_the_docs_runs_from_top_to_bottom(
         exec(compile(cell, str(DOC), "exec"), names)
     assert "EMULATED" in capsys.readouterr().out
     assert np.isfinite(names["median_ttft_s"]["fp8"])  # type: ignore[index]
+
+
+def test_a_history_is_asked_of_the_catalog_that_the_environment_names(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PERFSUITE_CATALOG", f"sqlite:///{tmp_path}/team.db")
+    with pytest.raises(StoreError, match="no catalog here"):
+        perfsuite.history("e2e_p50_s", results=results)
+    reindex(results, catalog=f"sqlite:///{tmp_path}/team.db")
+    assert perfsuite.history("e2e_p50_s", results=results, arm="nvfp4")
+    monkeypatch.setenv("PERFSUITE_CATALOG", "")
+    copied = shutil.copytree(results / "runs", tmp_path / "copied" / "runs").parent
+    next((copied / "runs").glob("*/*/requests.parquet")).write_bytes(b"no parquet")
+    with pytest.warns(UserWarning, match="cannot be read|not a Parquet|parquet"):
+        assert perfsuite.history("e2e_p50_s", results=copied) == []

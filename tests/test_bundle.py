@@ -38,6 +38,7 @@ from tests.bundles import (
     make_record,
     make_server,
     play,
+    reseal,
     write_telemetry,
 )
 
@@ -93,7 +94,7 @@ def test_arrival_gaps_are_split_by_byte_without_a_dictionary(complete: Path) -> 
 
 def test_the_manifest_names_host_clocks_plan_and_every_file_with_its_digest(complete: Path) -> None:
     manifest = json.loads((complete / "manifest.json").read_text())
-    assert manifest["schema"] == "bundle/1"
+    assert manifest["schema"] == "bundle/2"
     assert manifest["run_id"] == complete.name
     assert manifest["plan"]["digest"] == make_plan().digest
     assert manifest["emulated"] is True
@@ -240,13 +241,22 @@ def test_flipped_bytes_are_found_by_digest(tmp_path: Path) -> None:
     assert damaged_files(path) == ["requests.parquet"]
 
 
-def test_a_changed_scenario_is_refused_because_it_makes_another_plan(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["scenario.yaml", "plan.json", "trials.jsonl", "servers.jsonl", "events.jsonl"])
+def test_a_bundle_whose_inputs_or_facts_were_edited_gives_no_number(tmp_path: Path, name: str) -> None:
     path = complete_run(tmp_path)
-    text = (path / "scenario.yaml").read_text()
-    (path / "scenario.yaml").write_text(text.replace("seed: 7", "seed: 8"))
-    with pytest.raises(StoreError, match="makes another plan") as caught:
+    text = (path / name).read_text()
+    (path / name).write_text(text + " " if name != "scenario.yaml" else text.replace("gpus: 8}", "gpus: 2}"))
+    with pytest.raises(StoreError, match="changed after the run") as caught:
         read_bundle(path)
-    assert caught.value.exit_code == 6
+    assert caught.value.found == name and caught.value.cure is not None and caught.value.exit_code == 6
+
+
+def test_a_scenario_edited_while_the_run_goes_on_is_found(tmp_path: Path) -> None:
+    with open_bundle(tmp_path, make_plan(), scenario_text=SCENARIO) as bundle:
+        (bundle.path / "scenario.yaml").write_text(SCENARIO.replace("gpus: 8}", "gpus: 2}"))
+        with pytest.raises(StoreError, match="changed after the run"):
+            read_bundle(bundle.path)
+        (bundle.path / "scenario.yaml").write_text(SCENARIO)
 
 
 def test_a_file_of_a_newer_format_is_refused_and_a_missing_nullable_column_is_null(tmp_path: Path) -> None:
@@ -388,6 +398,7 @@ def _in_trials(key: str, value: object) -> Callable[[Path], None]:
         rows = [json.loads(line) for line in (path / "trials.jsonl").read_text(encoding="utf-8").splitlines()]
         rows[0][key] = value
         (path / "trials.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+        reseal(path)
 
     return change
 

@@ -10,7 +10,6 @@ from perfsuite.analysis.capacity import (
     CLAIMED_RATIOS,
     capacity_of,
     fewest_gpus,
-    sequences_that_fit,
     size_ratio,
 )
 from perfsuite.analysis.run_capacity import capacities, size_ratios
@@ -67,12 +66,6 @@ def test_nvfp4_needs_fewer_gpus_than_fp8() -> None:
     assert fewest_gpus(fp8, B200, "fp8", length_tokens=8_192) == 8  # 674 GB do not fit into 4 x 180 GiB x 0.9
     assert fewest_gpus(nvfp4, B200, "fp8", length_tokens=8_192) == 4
     assert fewest_gpus(nvfp4, B200, "fp8", length_tokens=8_192, num_sequences=100_000) is None
-
-
-def test_sequences_fit_by_their_bytes() -> None:
-    checkpoint = find_checkpoint("deepseek-v3.2-fp8")
-    assert sequences_that_fit(checkpoint, "fp8", 10 * 1000 * KV_FP8, 1000) == 10
-    assert sequences_that_fit(checkpoint, "fp8", 999 * KV_FP8, 1000) == 0
 
 
 @pytest.mark.parametrize("model", ["deepseek-v3.2"])

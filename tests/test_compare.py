@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 import pytest
 
 from perfsuite.analysis.compare import PointComparison, compare, compare_unpaired
+from perfsuite.analysis.conditions import BlockTelemetry, Conditions
 from perfsuite.analysis.definition import definition_of, differing_parts
 from perfsuite.analysis.findings import find
+from perfsuite.analysis.metric_ratio import bound_ratio
 from perfsuite.analysis.metrics import METRICS, METRICS_VERSION
 from perfsuite.analysis.summary import RunSummary
 from tests.made_run import FP8, NVFP4, Speed, arm, audit, made_run, scenario, server_facts
@@ -253,12 +256,72 @@ def test_a_missing_token_count_is_a_finding_with_its_cure() -> None:
 def test_one_is_not_said_in_the_plural() -> None:
     one = run(changes={3: {"audit": audit(loop_lag_p99_s=0.03)}, 4: {"status": "engine_died"}})
     texts = [finding.text for finding in find(one, compare(one))]
-    assert "1 of 12 trials is degraded: client_saturated (1)" in texts
-    assert "1 of 12 trials is invalid: engine_died (1)" in texts
-    two = run(changes={k: {"audit": audit(loop_lag_p99_s=0.03)} for k in (3, 4)})
-    assert "2 of 12 trials are degraded: client_saturated (2)" in [finding.text for finding in find(two)]
+    assert "1 of 12 trials is degraded: client_saturated (fp8 1)" in texts
+    assert "1 of 12 trials is invalid: engine_died (fp8 1)" in texts
+    two = run(changes={k: {"audit": audit(loop_lag_p99_s=0.03)} for k in (0, 1)})
+    assert "2 of 12 trials are degraded: client_saturated (fp8 1, nvfp4 1)" in [finding.text for finding in find(two)]
     scout = run(changes={k: {"status": "interrupted"} for k in range(2, 12)})
     assert any(text.startswith("a scout: 1 pair;") for text in [f.text for f in find(scout, compare(scout))])
+
+
+def test_the_advice_on_blocks_is_one_number() -> None:
+    wild = [Speed(ttft_ms=100, gap_ms=20 * math.exp(w)) for w in (0.01, -0.004)]
+    summary = run(speeds(num=2, wobble=0.0), wild, made_of=scenario(blocks=2, primary_metrics=["tpot_p50_s"]))
+    cures = [f.cure for f in find(summary, compare(summary)) if f.code in ("scout", "inconclusive")]
+    numbers = [re.findall(r"blocks: (\d+)", cure) for cure in cures]
+    assert len(numbers) == 2 and numbers[0] == numbers[1] and int(numbers[0][0]) >= 6
+
+
+def test_energy_is_judged_with_the_bound_of_its_measurement_in_the_interval() -> None:
+    exact = [Speed(ttft_ms=100 * math.exp(w / 50), gap_ms=19.3 * math.exp(w / 5)) for w in WOBBLE]
+    point = point_of(run(nvfp4=exact))
+    energy, bound = point.metric("j_per_output_token"), point.metric("energy_bound_ratio")
+    estimate = energy.estimate
+    assert (bound.baseline or 0) > 0.05
+    assert (estimate.low or 0) * math.exp(estimate.bound_log) > 1  # the spread between pairs alone excludes 1
+    assert (estimate.low or 1) < 0.9 and (estimate.high or 1) > 1.1
+    assert energy.verdict.word == "inconclusive"
+    assert point.metric("tpot_p50_s").verdict.word == "better"  # nothing but energy is widened
+    half = point_of(run(nvfp4=speeds(8.0, 40.0)))
+    assert half.metric("j_per_output_token").verdict.word == "better"
+
+
+def test_the_bound_of_net_energy_is_that_of_the_gross_in_joules() -> None:
+    trial = run().trials[0]
+    metrics = {"energy_bound_ratio": 0.05, "j_per_output_token": 4.0, "j_per_output_token_net": 1.0}
+    trial = replace(trial, metrics={**trial.metrics, **metrics})
+    assert bound_ratio("j_per_output_token", trial) == pytest.approx(0.05)
+    assert bound_ratio("j_per_output_token_net", trial) == pytest.approx(0.2)
+    none = replace(trial, metrics={**trial.metrics, "energy_bound_ratio": None})
+    assert bound_ratio("mean_power_w", none) == 0
+
+
+def with_conditions(summary: RunSummary, driver: str, **fields: Any) -> RunSummary:
+    trials = tuple(replace(trial, conditions=Conditions(**fields)) for trial in summary.trials)
+    return replace(summary, trials=trials, blocks={0: BlockTelemetry(driver_version=driver)})
+
+
+def test_the_conditions_of_two_runs_are_compared() -> None:
+    first = with_conditions(run(), "580.1", temperature_c=50.0, power_limit_w=1000.0)
+    second = with_conditions(run(), "590.2", temperature_c=60.0, power_limit_w=700.0)
+    found = {finding.code: finding.text for finding in find(first, compare_unpaired(first, second))}
+    assert {"power_limit_differs", "temperature_drift", "driver_differs"} <= set(found)
+    assert "nvfp4 (first run) 1000 W, nvfp4 (second run) 700 W" in found["power_limit_differs"]
+    assert "prompts_differ" not in found  # other seeds, other prompts
+    alike = {finding.code for finding in find(first, compare_unpaired(first, first))}
+    assert not {"power_limit_differs", "temperature_drift", "driver_differs"} & alike
+
+
+def test_the_findings_of_two_runs_are_of_both_and_say_of_which() -> None:
+    first, second = run(), run(changes={k: {"status": "engine_died"} for k in (1, 2)})
+    found = find(first, compare_unpaired(first, second))
+    texts = {finding.code: finding.text for finding in found}
+    assert texts["invalid_trials"] == "second run: 2 of 12 trials are invalid: engine_died (nvfp4 2)"
+    assert texts["emulated"].startswith("both runs: ")
+    assert found[0].code == "invalid_trials"
+    assert [f.text for f in find(second, compare_unpaired(second, first)) if f.code == "invalid_trials"] == [
+        "first run: 2 of 12 trials are invalid: engine_died (nvfp4 2)"
+    ]
 
 
 def codes(summary: RunSummary) -> dict[str, str]:

@@ -78,6 +78,8 @@ def test_oddities_of_sharegpt_files_are_read_as_documented(tmp_path: Path) -> No
 
 BAD = [
     ([{"conversations": [{"from": "alien", "value": "x"}]}], "[0]: conversations[0].from", "known: human, user"),
+    ([{"conversations": [{"from": [], "value": "x"}]}], "[0]: conversations[0].from", "found: []"),
+    ([{"conversations": [{"from": {"a": 1}, "value": "x"}]}], "[0]: conversations[0].from", "nobody known"),
     ([{"conversations": [{"from": "human", "value": 3}]}], "[0]: conversations[0].value", "is a text"),
     ([{"messages": CHAT}, {"text": "x"}], "[1]", "needs the key conversations"),
     ([{"messages": ["x"]}], "[0]: messages[0]", "a message is an object"),

@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from perfsuite.analysis.early_stopping import count_against_limit, limit_counts, num_requests_needed, percentile_bound
+from perfsuite.analysis.early_stopping import count_against_limit, limit_counts, num_requests_needed
 from perfsuite.analysis.request_columns import request_columns
+from perfsuite.analysis.summary import TrialSummary, summarise
+from perfsuite.records import RequestRecord
+from perfsuite.scenario.plan import expand_load_points
 from perfsuite.scenario.schema import Slo
-from tests.made_run import request, requests_table
+from tests.made_run import failed, request, requests_table, scenario, server_facts, telemetry_table, trial_facts
 
 
 @pytest.mark.parametrize(
@@ -37,12 +41,6 @@ def test_a_claim_needs_more_requests_for_each_one_over_the_limit() -> None:
     assert not count_against_limit(values, 1.0, 99, name="ttft").passes
 
 
-def test_a_bound_needs_a_number_of_requests_and_discards_few() -> None:
-    few = percentile_bound(np.arange(661.0), 99)
-    assert (few.value, few.num_needed) == (None, 662)
-    assert percentile_bound(np.arange(662.0), 99).value == 661.0
-
-
 @pytest.mark.parametrize("percentile", [0, 100])
 def test_a_percentile_is_between_0_and_100(percentile: float) -> None:
     with pytest.raises(ValueError, match="between 0 and 100"):
@@ -57,15 +55,43 @@ def test_each_limit_of_an_slo_has_its_count_and_unknown_tokens_leave_tpot_out() 
     assert [count.name for count in limit_counts(Slo(ttft="1s", tpot="1s"), untold, untold.is_ok)] == ["ttft"]
 
 
+def test_a_request_that_failed_is_over_every_limit() -> None:
+    records = [request(k, sched_ms=2 * k, gaps_ms=[5, 5]) for k in range(2000)]
+    late = [failed(2000 + k, outcome="first_token_timeout", sched_ms=60 * k) for k in range(60)]
+    ours = [failed(2060, outcome="cancelled"), failed(2061, outcome="unsent")]
+    trial = summarised([*records, *late, *ours], slo={"ttft": "500ms", "tpot": "1s", "e2e": "5s"})
+    assert [(c.name, c.num_over, c.num_requests, c.passes) for c in trial.limit_counts] == [
+        ("ttft", 60, 2060, False),
+        ("tpot", 60, 2060, False),
+        ("e2e", 60, 2060, False),
+    ]
+    assert trial.metrics["slo_attainment_ratio"] == pytest.approx(2000 / 2060)
+
+
+def test_an_answer_of_one_token_has_no_tpot_and_is_left_out_of_its_count() -> None:
+    records = [request(0, gaps_ms=[5]), request(1), failed(2)]
+    counts = {count.name: count for count in summarised(records, slo={"ttft": "1s", "tpot": "1s"}).limit_counts}
+    assert (counts["tpot"].num_requests, counts["tpot"].num_over) == (2, 1)
+    assert (counts["ttft"].num_requests, counts["ttft"].num_over) == (3, 1)
+
+
+def summarised(records: list[RequestRecord], **fields: Any) -> TrialSummary:
+    made_of = scenario(**fields)
+    points = expand_load_points(made_of.load)
+    samples = telemetry_table([])
+    run = summarise(made_of, points, requests_table(records), samples, [trial_facts(0)], {0: server_facts()})
+    return run.trials[0]
+
+
 @pytest.mark.parametrize(("percentile", "num"), [(99, 300), (99, 661), (99, 700), (99, 2010), (90, 64), (90, 500)])
 def test_loadgen_wants_as_many_queries_and_discards_as_many(percentile: float, num: int, tmp_path: Path) -> None:
     text = single_stream(tmp_path, percentile, num)
-    bound = percentile_bound(np.arange(float(num)), percentile)
+    over = max((k for k in range(1, num) if num_requests_needed(percentile, k) <= num), default=None)
     wanted = re.search(r"(?:Need to process|Processed) at least (\d+) queries", text)
-    assert wanted is not None and int(wanted.group(1)) == bound.num_needed
+    assert wanted is not None and int(wanted.group(1)) == num_requests_needed(percentile, 1)
     discarded = re.search(r"Would discard (\d+) highest", text)
-    assert (bound.value is None) == (discarded is None)
-    assert discarded is None or int(discarded.group(1)) == bound.num_discarded
+    assert (over is None) == (discarded is None)
+    assert discarded is None or int(discarded.group(1)) == (over or 0) - 1
 
 
 def single_stream(folder: Path, percentile: float, num: int) -> str:

@@ -349,6 +349,9 @@ def test_the_exposed_power_and_utilization_are_means_of_the_last_refresh_period(
         ({"chunked_prefill": False, "max_num_batched_tokens": 100}, "without chunked prefill"),
         ({"step_time_s": 0.0}, "step time must be above 0"),
         ({"gpu": "b300x"}, "no GPU of this name"),
+        ({"counter_jitter_ratio": 0.5}, "the jitter of the counters"),
+        ({"gpu_read_min_s": 0.02, "gpu_read_max_s": 0.01}, "the shortest is not longer"),
+        ({"counter_reset_s": -1.0}, "cannot start again before the start"),
     ],
 )
 def test_a_configuration_that_cannot_be_is_refused_with_the_cure(settings_: dict[str, object], text: str) -> None:

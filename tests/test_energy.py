@@ -21,7 +21,18 @@ from perfsuite.analysis.energy import (
 )
 from perfsuite.analysis.gpu_samples import read_telemetry
 from perfsuite.analysis.steady import Window
-from tests.made_run import S, gpu_sample, telemetry_table
+from perfsuite.analysis.summary import TrialSummary, summarise
+from perfsuite.scenario.plan import expand_load_points
+from tests.made_run import (
+    S,
+    closed_loop_records,
+    gpu_sample,
+    requests_table,
+    scenario,
+    server_facts,
+    telemetry_table,
+    trial_facts,
+)
 
 
 def window(t0_s: float, t1_s: float) -> Window:
@@ -166,6 +177,15 @@ def test_the_idle_baseline_counts_every_gpu_and_is_subtracted() -> None:
     assert with_idle(found, None, window(15, 25)).net_j == found.net_j
 
 
+def test_idle_power_that_is_not_the_deployments_own_is_withheld() -> None:
+    def idle(**fields: Any) -> float | None:
+        rows = [gpu_sample(k / 10, None, power_w=150.0, **fields) for k in range(60)]
+        return idle_power_w(read_telemetry(telemetry_table(rows)), window(1, 5), num_gpus=1)
+
+    assert idle() == pytest.approx(150)
+    assert idle(error="mig") is idle(error=AVERAGE) is idle(error="gpu_lost") is None
+
+
 def test_gpus_are_chosen_by_number_or_identity() -> None:
     rows = steady_counter(500) + steady_counter(300, gpu=1)
     telemetry = read_telemetry(telemetry_table(rows))
@@ -199,7 +219,7 @@ def test_the_refresh_period_is_seen_in_the_counters_changes() -> None:
         ("not_bracketed", steady_counter(500), window(-1, 2), 1),
         ("not_bracketed", steady_counter(500), window(9, 11), 1),
         ("not_bracketed", [*steady_counter(500, seconds=2), gpu_sample(2.1, 0.0)], window(1, 2.05), 1),
-        ("not_bracketed", [gpu_sample(0.95, 9e9), *steady_counter(500)[10:]], window(0.97, 2.05), 1),
+        ("not_bracketed", [gpu_sample(0.95, 9e9), *reset_counter(1.0, 1.0)], window(0.97, 2.05), 1),
         ("counter_reset", [*steady_counter(500, seconds=2), gpu_sample(3.5, 0.0), gpu_sample(4, 9)], window(1, 3.9), 1),
         ("counter_reset", sorted_by_time(reset_counter(2.0) + reset_counter(3.0, 3.1)), window(1, 4), 1),
         ("counter_static", [gpu_sample(k / 10, 7.0) for k in range(50)], window(1, 2), 1),
@@ -212,6 +232,52 @@ def test_energy_is_withheld_with_its_reason(
     found = energy(rows, over, num_gpus)
     assert (found.reason, found.energy_j, found.bound_j) == (reason, None, None)
     assert reason in ENERGY_REASONS
+
+
+def one_bad_sample(at: int, value_j: float, base_j: float = 5e7, **fields: Any) -> list[dict[str, Any]]:
+    """A counter of 500 W, ten samples a second for 20 s, one of which shows something else."""
+    values = [base_j + 50.0 * k for k in range(201)]
+    values[at] = value_j
+    told = {"power_w": 500.0, "power_limit_w": 1000.0} | fields
+    return [gpu_sample(k / 10, value, **told) for k, value in enumerate(values)]
+
+
+@pytest.mark.parametrize("value_j", [0.0, -1.0, 5e7 + 1e6, 5e7 - 1e6, 9.2e15])
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"power_limit_w": None}, {"power_w": None}, {"power_w": None, "power_limit_w": None}],
+    ids=["power and limit", "power", "limit", "neither"],
+)
+def test_one_sample_that_no_power_explains_withholds_the_energy(value_j: float, fields: dict[str, Any]) -> None:
+    for at in (30, 31, 100, 169, 170):  # the window's samples, the first and the last of them too
+        found = energy(one_bad_sample(at, value_j, **fields), window(3, 17))
+        assert found.energy_j is None, at
+        assert found.reason == ("not_bracketed" if at == 170 and value_j <= 0 else "counter_jump"), at
+
+
+@pytest.mark.parametrize("value_j", [0.0, 5e7 + 1e6, 5e7 - 1e6])
+def test_a_sample_that_no_power_explains_is_passed_over_where_the_window_does_not_need_it(value_j: float) -> None:
+    for at in (5, 28, 29, 171, 172, 190):
+        found = energy(one_bad_sample(at, value_j), window(3, 17))
+        assert (found.energy_j, found.validity) == (pytest.approx(7000), "valid"), at
+        assert found.bound_j is not None and found.bound_j <= 250
+
+
+def test_a_counter_that_goes_on_from_another_value_is_no_honest_start() -> None:
+    for shift_j in (-1e6, 1e6):
+        rows = [gpu_sample(k / 10, 5e7 + 50.0 * k + shift_j * (k > 100), power_limit_w=1000.0) for k in range(201)]
+        assert energy(rows, window(3, 17)).reason == "counter_jump"
+        assert energy(rows, window(11, 17)).energy_j == pytest.approx(3000)
+
+
+def test_power_above_its_limit_for_a_moment_widens_the_bound_and_withholds_nothing() -> None:
+    energy_j = np.cumsum([0.0] + [120.0 if 95 <= k < 105 else 50.0 for k in range(200)])  # 1200 W for a second
+    rows = [gpu_sample(k / 10, j, power_w=500.0, power_limit_w=500.0) for k, j in enumerate(energy_j.tolist())]
+    for t1_s in (9.5, 9.9, 10.0, 10.3, 10.5, 12.0):
+        found = energy(rows, window(3, t1_s))
+        true_j = float(np.interp(t1_s, np.arange(201) / 10, energy_j)) - 1500
+        assert found.energy_j is not None and found.bound_j is not None
+        assert abs(found.energy_j - true_j) <= found.bound_j, t1_s
 
 
 def test_samples_without_a_counter_are_passed_over() -> None:
@@ -234,3 +300,30 @@ def test_power_and_memory_are_of_the_window_and_need_every_gpu() -> None:
     assert memory_used_bytes(telemetry, window(1, 3), num_gpus=2) == 61
     assert mean_power_w(telemetry, window(1, 3), num_gpus=3) is None
     assert memory_used_bytes(telemetry, window(10, 11), num_gpus=2) is None
+
+
+@pytest.mark.parametrize("mark", ["mig", "gpu_lost", "power_average"])
+def test_power_that_is_not_the_gpus_own_is_withheld_with_the_energy(mark: str) -> None:
+    trial = played_under([gpu_sample(t / 10, None, gpu=gpu, error=mark) for t in range(-5, 105) for gpu in (0, 1)])
+    assert trial.energy.reason in ("mig", "gpu_lost", "average_power_only")
+    for name in ("mean_power_w", "tps_per_watt"):
+        assert (trial.metrics[name], trial.notes[name]) == (None, f"energy withheld: {trial.energy.reason}")
+
+
+def test_power_samples_stand_where_only_the_counter_failed() -> None:
+    rows = [gpu_sample(t / 10, 7.0, gpu=gpu, power_w=500.0) for t in range(-5, 105) for gpu in (0, 1)]
+    trial = played_under(rows)
+    assert (trial.energy.reason, trial.metrics["mean_power_w"]) == ("counter_static", 1000.0)
+    assert trial.metrics["tps_per_watt"] is not None
+    one_divided = [row | ({"error": "mig"} if row["gpu"] else {}) for row in rows]
+    assert played_under(one_divided).energy.reason == "mig"  # the gravest reason of several GPUs
+
+
+def played_under(rows: list[dict[str, Any]]) -> TrialSummary:
+    made_of = scenario()
+    points = expand_load_points(made_of.load)
+    records = closed_loop_records(0, points[0], t0_s=0, ttft_ms=100, gap_ms=50)
+    run = summarise(
+        made_of, points, requests_table(records), telemetry_table(rows), [trial_facts(0)], {0: server_facts()}
+    )
+    return run.trials[0]

@@ -36,6 +36,7 @@ arms:
     checkpoint: nvidia/DeepSeek-V3.2-NVFP4
     precision: nvfp4
 comparisons: [{{baseline: fp8, candidate: nvfp4}}]
+repeat_invalid: 0
 workload: {{input_tokens: 32, output_tokens: {output}}}
 load: [{{concurrency: 8, requests: {requests}, warmup_requests: {warmup}}}]
 """

@@ -31,6 +31,15 @@ def test_sparklines_show_the_trial_being_played_only() -> None:
     assert len(live_view(replace(LIVE, step="starting engine"), width=80, history=HISTORY).splitlines()) == 3
 
 
+def test_power_is_shown_where_it_is_known_and_no_number_where_it_is_not() -> None:
+    watts = [replace(view, power_w=4000.0 + 50 * k) for k, view in enumerate(HISTORY)]
+    view = live_view(replace(LIVE, power_w=4950.0), width=80, history=watts).splitlines()
+    assert "2,700 tok/s, 4,950 W" in view[1]
+    assert view[5].split()[:3] == ["power,", "W", "4,950"]
+    assert max(map(len, view)) <= 80
+    assert " W" not in live_view(LIVE, width=80, history=HISTORY)
+
+
 def test_an_emulated_run_says_so_in_every_view() -> None:
     assert live_line(LIVE).startswith("EMULATED")
     assert live_view(LIVE, width=80).startswith("EMULATED")
@@ -46,3 +55,4 @@ def test_the_time_of_a_request_is_in_flight_over_the_rate_of_ends() -> None:
     before = replace(LIVE, elapsed_s=10.0, num_done=0, in_flight=8)
     assert request_time_s(before, replace(before, elapsed_s=12.0, num_done=16)) == pytest.approx(1.0)
     assert request_time_s(before, replace(before, elapsed_s=12.0)) is None
+    assert request_time_s(replace(before, in_flight=0), replace(before, in_flight=0, num_done=9)) is None

@@ -13,6 +13,7 @@ from perfsuite.analysis.compare import compare
 from perfsuite.analysis.findings import find
 from perfsuite.analysis.looks import look_at_comparison, look_at_point, looks_of
 from perfsuite.analysis.sequential import look_alphas
+from perfsuite.analysis.stats import decide
 from perfsuite.analysis.summary import RunSummary
 from perfsuite.report.json import answer_json
 from perfsuite.report.text import answer_text
@@ -75,7 +76,7 @@ def test_a_clear_difference_ends_the_comparison_at_the_first_look() -> None:
 
 
 def test_noise_goes_on() -> None:
-    assert look_at_comparison(run(NOISY[:4]), 0) == (False, "concurrency 4: open: tpot_p50_s")
+    assert look_at_comparison(run(NOISY[:4]), 0) == (False, "concurrency 4: open: TPOT p50")
 
 
 def test_the_last_look_ends_whatever_there_is() -> None:
@@ -116,6 +117,39 @@ def test_text_and_json_say_which_look_it_was() -> None:
     assert "look 1 of 3, at 4 pairs: every primary metric is settled" in text
     look = answer_json(summary, comparisons, bundle="x")["comparisons"][0]["load_points"][0]["look"]
     assert (look["number"], look["num_looks"], look["action"], look["rejected"]) == (1, 3, "stop", ["tpot_p50_s"])
+
+
+def test_before_the_first_look_nothing_is_decided_and_the_text_says_so() -> None:
+    summary = run(CLEAR[:2])
+    assert look_at_comparison(summary, 0)[0] is False
+    comparisons = compare(summary)
+    look = comparisons[0].points[0].look
+    assert look is not None and (look.is_reached, look.action, look.is_settled) == (False, "continue", False)
+    text = answer_text(summary, comparisons, bundle="x", width=100)
+    assert "before look 1 of 3, which is at 4 pairs" in text and "look 1 of 3, at" not in text
+
+
+def test_the_row_shows_the_pairs_that_its_verdict_is_of() -> None:
+    summary = run([*CLEAR[:4], 60.0])
+    point = compare(summary)[0].points[0]
+    row = point.metric("tpot_p50_s")
+    alone = compare(run(CLEAR[:4]))[0].points[0].metric("tpot_p50_s")
+    assert (row.estimate.num_pairs, row.estimate.ratio) == (4, alone.estimate.ratio)
+    assert point.num_pairs == 4 and len(point.baseline_trials) == 4
+    text = " ".join(answer_text(summary, compare(summary), bundle="x", width=100).split())
+    assert "every primary metric is settled; 1 later pair not in the table" in text
+    early = compare(run([*CLEAR[:4], 60.0, 5.0], with_looks(primary_metrics=["tpot_p50_s", "ttft_p50_s"])))[0].points[0]
+    assert early.metric("tpot_p50_s").estimate == alone.estimate  # settled at look 1, shown at look 2
+    assert early.metric("ttft_p50_s").estimate.num_pairs == 6
+
+
+def test_at_a_look_the_interval_of_every_metric_within_its_margin_is_that_of_the_look() -> None:
+    close = [20 * (1 + 0.6 * w) for w in (0.02, -0.02, 0.018, -0.018)]
+    row = compare(run(close, with_looks(primary_metrics=["ttft_p50_s"])))[0].points[0].metric("tpot_p50_s")
+    estimate = row.estimate
+    plain = decide(estimate, direction="lower", margin_ratio=0.05, alpha=0.05)
+    assert plain.word == "equivalent"  # at the 95 % level of a comparison without looks
+    assert row.verdict.word == "inconclusive"
 
 
 def test_trials_that_a_look_made_needless_are_no_holes(tmp_path: Path) -> None:

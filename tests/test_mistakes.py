@@ -261,6 +261,40 @@ def test_11_limits_for_each_rank() -> None:
     assert whole.argv[whole.argv.index("--max_batch_size") + 1] == "512"
 
 
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "trtllm", "emulated"])
+@pytest.mark.parametrize("layout", [{}, {"tensor": 4}, {"tensor": 8, "data": 2}, {"tensor": 8, "attention_data": True}])
+def test_the_gpus_of_an_arm_are_those_of_its_layout(tmp_path: Path, engine: str, layout: dict[str, Any]) -> None:
+    """Figures per GPU divide by `gpus`."""
+    sides = {name: side | {"engine": engine, "parallelism": layout} for name, side in (("fp8", FP8), ("nvfp4", NVFP4))}
+    if layout.get("tensor") == 8 and "data" not in layout:
+        assert validated(tmp_path, **sides)
+    else:
+        assert "arms.fp8.parallelism" in refused(tmp_path, "is not the number of GPUs", **sides)
+
+
+def test_an_engine_on_the_cpu_may_have_any_layout(tmp_path: Path) -> None:
+    sides = {name: side | {"gpus": 0} for name, side in (("fp8", FP8), ("nvfp4", NVFP4))}
+    assert validated(tmp_path, **sides)
+
+
+@pytest.mark.parametrize(
+    ("url", "telemetry", "is_assumed"),
+    [
+        ("http://127.0.0.1:8000", None, True),
+        ("http://localhost:8000/v1", None, True),
+        ("http://[::1]:8000", None, True),
+        ("http://gpu-host:8000", None, False),
+        ("http://127.0.0.1:8000", {"source": "nvml"}, False),
+    ],
+)
+def test_gpus_taken_for_the_server_s_because_of_its_url_are_a_finding(
+    url: str, telemetry: dict[str, Any] | None, is_assumed: bool
+) -> None:
+    side = {"engine": "attach", "url": url, "gpus": 8, "telemetry": telemetry}
+    found = findings(fp8=side | {"precision": "fp8"}, nvfp4=side | {"precision": "nvfp4"})
+    assert ("assumed_gpus" in found) == is_assumed
+
+
 def test_12_one_fraction_of_two_engines(tmp_path: Path) -> None:
     fraction = {"gpu_memory_fraction": 0.9}
     text = refused(tmp_path, "differ", fp8=FP8 | fraction, nvfp4=NVFP4 | fraction | {"engine": "trtllm"})

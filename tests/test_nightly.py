@@ -33,6 +33,7 @@ from perfsuite.store.catalog import open_catalog
 from perfsuite.store.catalog_schema import LEVELS, RUNS
 from perfsuite.store.catalog_series import find_series, read_series
 from perfsuite.store.layout import PRUNED
+from tests.bundles import reseal
 
 NOISE = (0, 3)  # a stall of a shared machine may make a short trial invalid, and says so: exit code 3
 DEMO = Path("dashboards/demo/made_runs.py")
@@ -73,6 +74,7 @@ class Nights:
         rows = [json.loads(line) for line in (path / "trials.jsonl").read_text().splitlines()]
         rows = [row | ({"status": "engine_died"} if row["arm"] == bad_arm else {}) for row in rows]
         (path / "trials.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        reseal(path)
         conclude(path, results=self.results)
         return str(path.name)
 
@@ -261,6 +263,19 @@ def test_an_arm_that_the_scenario_no_longer_has_is_not_missed(nights: Nights) ->
     nights.slowdowns = [1.0]
     (entry,) = play_night(nights.settings(), nights.play).entries
     assert (entry.state, {row.subject for row in entry.gated}) == ("played", {"vllm-fp8"})
+
+
+def test_a_history_and_a_night_hold_a_run_against_the_same_complete_runs(nights: Nights) -> None:
+    with open_catalog(f"sqlite:///{nights.results}/catalog.db") as catalog:
+        run_ids = list(catalog.known())
+        with catalog.engine.begin() as connection:
+            parts = sa.update(RUNS).where(RUNS.c.run_id.in_(run_ids[1:3]))
+            connection.execute(parts.values(status="interrupted"))
+        (key,) = find_series(catalog, "ttft_p50_s", arm="vllm-fp8")
+        trend = judge(read_series(catalog, key))
+    row = gate_trend(trend, run_ids[-1], None)
+    assert row is not None and trend.gate is not None
+    assert trend.gate == row.gate and trend.gate.num_history == NUM_BEFORE - 1 - 2
 
 
 def test_a_value_of_0_is_not_measured_and_says_so(nights: Nights) -> None:

@@ -107,6 +107,13 @@ def test_attaching_finds_the_only_model_and_says_what_is_not_verified(serve: Ser
     assert server.facts.config["gpus"] == 8
     assert server.facts.max_model_len == 100
     assert any("not verified" in note for note in notes)
+    assert any("loopback" in note and "this host's GPUs" in note for note in notes)
+
+
+def test_gpus_of_a_source_that_the_arm_names_are_not_taken_to_be_this_host_s(serve: Serve) -> None:
+    arm = attach_arm(serve(), gpus=8, telemetry={"source": "nvml"})
+    with attached(arm) as server:
+        assert not any("loopback" in note for note in notes_of(preflight(server, arm, scenario(arm))))
 
 
 def test_several_models_and_no_name_is_an_error_that_lists_them(serve: Serve) -> None:

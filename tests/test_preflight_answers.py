@@ -217,10 +217,27 @@ def test_an_answer_counts_as_a_whole_word_in_any_case(text: str, accepted: tuple
         ({"choices": [{"delta": {"role": "assistant"}}]}, "", False),
         ({"choices": []}, "", False),
         ({"text": "all so far", "meta_info": {}}, "all so far", True),
+        ({"choices": [{"delta": {"content": [{"type": "text", "text": "a"}, {"type": "image"}]}}]}, "a", False),
+        ({"choices": [{"delta": {"content": [{"text": "a"}, {"text": "b"}], "reasoning": "r"}}]}, "rab", False),
+        ({"choices": [{"text": None}]}, "", False),
     ],
 )
 def test_the_text_of_an_event_of_each_api(message: dict[str, Any], text: str, is_whole: bool) -> None:
     assert event_text(message) == (text, is_whole)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"choices": [{"text": 5}]},
+        {"choices": [{"delta": {"content": ["a", 1]}}]},
+        {"choices": [{"delta": {"reasoning": {"a": 1}}}]},
+        {"text": [{"text": 3}], "meta_info": {}},
+    ],
+)
+def test_what_is_no_text_is_told(message: dict[str, Any]) -> None:
+    with pytest.raises(EngineError, match="is no text"):
+        event_text(message)
 
 
 def test_what_was_found_survives_the_bundle() -> None:
@@ -240,6 +257,10 @@ def serving(**fields: Any) -> ServerFacts:
     return server_facts(**{"engine": "vllm", "emulated": False, **values, **fields})
 
 
+TP8 = {"parallelism": {"tensor": 8}}
+ATTACHED = {"engine": "attach", "url": "http://h:1"}
+
+
 @pytest.mark.parametrize(
     ("facts", "fields", "what"),
     [
@@ -248,6 +269,10 @@ def serving(**fields: Any) -> ServerFacts:
         ({"quantization": "mxfp4"}, {}, "the server's weights are mxfp4, the arm says nvfp4"),
         ({"quantization": None, "config": {"quantization": "None"}}, {}, "weights are bf16, the arm says nvfp4"),
         ({"kv_cache_dtype": "bf16"}, {"kv_cache_dtype": "fp8"}, "KV cache is bf16, the arm says fp8"),
+        ({"config": {"tensor_parallel_size": "4"}}, TP8, "tensor parallelism is 4, the arm asks for 8"),
+        ({"config": {"tp_size": 4}}, TP8 | {"engine": "sglang"}, "tensor parallelism is 4, the arm asks for 8"),
+        ({"config": {"pp_size": 2}}, TP8 | {"engine": "sglang"}, "pipeline parallelism is 2, the arm asks for 1"),
+        ({"config": {"tp_size": 8}}, ATTACHED | {"gpus": 4}, "8 against gpus: 4"),
         ({"config": {"enable_prefix_caching": "True"}}, {}, "reuses prompt prefixes"),
         ({"config": {"disable_radix_cache": False}}, {}, "reuses prompt prefixes"),
     ],
@@ -257,6 +282,23 @@ def test_a_server_that_is_not_what_its_arm_says_is_refused(
 ) -> None:
     with pytest.raises(EngineError, match=what):
         check_facts(serving(**facts), arm(**fields), where="u")
+
+
+@pytest.mark.parametrize(
+    ("engine", "config", "fields"),
+    [
+        ("vllm", {"tensor_parallel_size": "8", "pipeline_parallel_size": "1"}, TP8),
+        ("vllm", {"tensor_parallel_size": "1"}, {"parallelism": {"tensor": 8, "attention_data": True}}),
+        ("sglang", {"tp_size": 8}, {"engine": "sglang", "parallelism": {"tensor": 8, "attention_data": True}}),
+        ("attach", {"tp_size": 4}, ATTACHED),  # two replicas
+        ("vllm", {"tensor_parallel_size": "None"}, TP8),
+    ],
+)
+def test_a_server_that_is_cut_as_its_arm_says_passes(
+    engine: str, config: dict[str, Any], fields: dict[str, Any]
+) -> None:
+    found = check_facts(serving(engine=engine, config=config), arm(kv_cache_dtype="fp8", **fields), where="u")
+    assert not any("parallel" in note for note in found)
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from perfsuite.errors import ScenarioError, UsageError
 from perfsuite.prepare import Prepared, prepare
@@ -24,6 +26,7 @@ arms:
     gpus: 8
     gpu: b200
     max_model_len: 1000
+    parallelism: {tensor: 8}
 workload:
   input_tokens: {min: 10, max: 900}
   output_tokens: 100
@@ -78,7 +81,7 @@ REFUSED = [
         GOOD,
         "  output_tokens: 100",
         "  output_tokens: 100\n  extra_body:\n    top_k: 5\n    max_tokens: 7",
-        "q.yaml:18: workload.extra_body.max_tokens",
+        "q.yaml:19: workload.extra_body.max_tokens",
         "decided by the plan",
     ),
     (
@@ -94,7 +97,7 @@ REFUSED = [
         GOOD,
         "requests: 8}",
         "requests: 800000}\nlimits: {max_hours: 0.01, max_total_requests: 10000000}",
-        "q.yaml:18: limits.max_hours",
+        "q.yaml:19: limits.max_hours",
         "about",
     ),
     (
@@ -176,3 +179,29 @@ def test_a_missing_key_is_told_by_run_before_there_is_a_bundle(tmp_path: Path, m
         run_scenario(ready, tmp_path / "results", stop=StopRequest(), on_live=lambda live: None, workers=1)
     assert error.value.exit_code == 2
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("text", [GOOD, GOOD.replace("name: q", "seed: 3  # why\nname: q"), f"{GOOD}# the end"])
+def test_another_seed_changes_the_seed_and_no_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "q.yaml"
+    path.write_text(text, encoding="utf-8")
+    found = prepare(path, seed=77)
+    assert (found.scenario.seed, found.scenario.model) == (77, "deepseek-v3.2")
+    kept = [line for line in text.splitlines() if not line.startswith("seed")]
+    assert [line for line in found.text.splitlines() if not line.startswith("seed")] == kept
+    where = text.splitlines().index("name: q")
+    path.write_text(text.replace("max_model_len: 1000", "max_model_len: 990"), encoding="utf-8")
+    errors = []
+    for seed in (None, 77):
+        with pytest.raises(ScenarioError) as caught:
+            prepare(path, seed=seed)
+        errors.append(str(caught.value))
+    assert errors[0] == errors[1] and found.text.splitlines().index("name: q") == where
+
+
+def test_a_scenario_in_flow_style_takes_another_seed(tmp_path: Path) -> None:
+    path = tmp_path / "q.yaml"
+    path.write_text(json.dumps(yaml.safe_load(GOOD)), encoding="utf-8")
+    found = prepare(path, seed=77)
+    assert found.scenario.seed == 77
+    assert found.plan.digest == prepare(tmp_path / "q.yaml", seed=77).plan.digest

@@ -17,13 +17,20 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from perfsuite.analysis.kernels_report import ProfileReport, arm_profile, profile_report
-from perfsuite.analysis.kernels_timeline import stage_means
+from perfsuite.analysis.kernels_timeline import RequestSpan, Timeline, stage_means
 from perfsuite.cli import app
 from perfsuite.engines.control import Endpoint
 from perfsuite.errors import ScenarioError, StoreError, UsageError
 from perfsuite.prepare import prepare
 from perfsuite.profile_plan import choose_load_point, plan_profile, profile_scenario_text
-from perfsuite.profile_run import Readings, bundle_report, known_deployment, server_window, trace_report
+from perfsuite.profile_run import (
+    Readings,
+    bundle_report,
+    known_deployment,
+    profile_limits,
+    server_window,
+    trace_report,
+)
 from perfsuite.profiling.capture import CaptureOrder, plan_capture
 from perfsuite.profiling.read import read_profile
 from perfsuite.records import REQUEST_SCHEMA
@@ -166,20 +173,16 @@ def test_only_arms_that_the_library_knows_have_ceilings() -> None:
     assert deployment_of(vllm.replace("gpu: h200", "gpu: of-next-year"), "fp8") is None
 
 
-def test_an_arm_on_a_gpu_that_the_library_lacks_is_shown_without_ceilings(
-    played: tuple[Path, dict[str, Any]], tmp_path: Path
-) -> None:
-    path = find_bundle(played[0], "last")
-    copy = shutil.copytree(path, tmp_path / "runs" / path.parent.name / path.name)
-    for name in ("scenario.yaml", "scenario.resolved.json"):
-        text = (copy / name).read_text(encoding="utf-8")
-        text = text.replace("engine: emulated", "engine: vllm\n    gpu: of-next-year")
-        text = text.replace('"engine":"emulated"', '"engine":"vllm"').replace('"gpu":"b200"', '"gpu":"of-next-year"')
-        (copy / name).write_text(text, encoding="utf-8")
-    report = bundle_report(tmp_path, "last")
-    for arm in report.arms:
-        assert not any(arm.rooflines.values())
-        assert any(limit.startswith("no ceilings") for limit in arm.limits)
+def test_what_a_profile_cannot_show_is_told() -> None:
+    arm = parse_scenario(without_unused(SCENARIO), name="q.yaml").arms["fp8"]
+    facts = {"t_open_ns": 10**9, "t_close_ns": 3 * 10**9}
+    none = Timeline(server={}, client={"ttft_s": 1.0}, requests=())
+    some = Timeline(server={}, client={}, requests=[RequestSpan(start_s=0.0, ttft_s=1.0, decode_s=1.0)])
+    assert profile_limits(arm, some, facts) == profile_limits(arm, None, facts) == []
+    (limit,) = profile_limits(arm, none, facts)
+    assert limit.startswith("no request ended in the window of 2.0 s")
+    (limit,) = profile_limits(arm.model_copy(update={"gpu": "b2000"}), some, facts)
+    assert limit.startswith("no ceilings: no GPU of this name in the model library (b2000); did you mean b200")
 
 
 def test_a_load_point_is_chosen_by_its_label() -> None:

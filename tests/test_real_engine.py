@@ -19,7 +19,7 @@ import psutil
 import pytest
 import yaml
 
-from perfsuite.engines.control import Endpoint, post
+from perfsuite.engines.control import Endpoint, open_reply
 from perfsuite.engines.vllm import VLLM as VLLM_ENGINE
 from perfsuite.store.reading import BundleData, find_bundle, read_bundle
 
@@ -71,10 +71,8 @@ def wait_for_trial(run: subprocess.Popen[str], folder: Path) -> dict[str, Any]:
 def meddle(mark: dict[str, Any]) -> dict[str, Any]:
     """What the serving engine answers to the control plane; then it is killed."""
     endpoint = Endpoint(url=f"http://127.0.0.1:{mark['port']}")
-    told = {
-        "reset": post(endpoint, VLLM_ENGINE.reset_path or ""),
-        "stats": VLLM_ENGINE.stats(endpoint),
-    }
+    with open_reply(endpoint, "/reset_prefix_cache", body={}) as reply:
+        told = {"reset": reply.status == 200, "stats": VLLM_ENGINE.stats(endpoint)}
     os.kill(mark["pid"], signal.SIGKILL)
     return told
 

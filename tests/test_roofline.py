@@ -12,19 +12,19 @@ from perfsuite.analysis.roofline import (
     all_reduce_s,
     all_to_all_s,
     comm_s,
-    decode_floor_s,
     entries_read,
     experts_touched_ratio,
     gather_scatter_s,
     kv_bytes_per_sequence,
     kv_bytes_per_token,
     kv_capacity_tokens,
-    prefill_ceiling_tokens_per_s,
+    linear_seconds,
     score_flops,
+    touched_bytes_by_part,
     weights_bytes_per_gpu,
 )
 from perfsuite.analysis.step_time import Batch, PrefillChunk, StepCost, group_share, step_cost, step_model
-from perfsuite.library import find_checkpoint, find_gpu, find_model
+from perfsuite.library import Checkpoint, Gpu, find_checkpoint, find_gpu, find_model
 
 B200 = find_gpu("b200")
 TP8 = Layout(num_gpus=8, attention_tensor=8)
@@ -37,6 +37,16 @@ PERFECT = Efficiency(
     layer_overhead_s=0.0,
     step_overhead_s=0.0,
 )
+
+
+def decode_floor_s(checkpoint: Checkpoint, gpu: Gpu, num_gpus: int, batch_size: int) -> float:
+    """Least time of a decode step: touched weight bytes / (GPUs × bandwidth); no cache, no communication."""
+    return sum(touched_bytes_by_part(checkpoint, batch_size).values()) / (num_gpus * gpu.hbm_bytes_per_s)
+
+
+def prefill_ceiling_tokens_per_s(checkpoint: Checkpoint, gpu: Gpu, layout: Layout) -> float:
+    """Prompt tokens per second that the active linear layers allow at 100 % of the peaks; no scores, no head."""
+    return 1.0 / linear_seconds(checkpoint, gpu, layout, 1.0, 0.0)
 
 
 def _cost(checkpoint: str, batch: Batch, layout: Layout = TP8, efficiency: Efficiency = PERFECT) -> StepCost:

@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -36,6 +37,7 @@ SHORT: dict[str, Any] = {
     "blocks": 2,
     "arms": {"fp8": ARM, "nvfp4": NVFP4},
     "comparisons": [{"baseline": "fp8", "candidate": "nvfp4"}],
+    "repeat_invalid": 0,
     "workload": {"input_tokens": 64, "output_tokens": 24},
     "load": [
         {"concurrency": 4, "requests": 24, "warmup_requests": 4},
@@ -102,7 +104,9 @@ def test_the_exit_code_says_whether_every_load_point_can_be_compared(played: Pla
 def test_everything_emulated_says_so(played: Played) -> None:
     assert played.answer["emulated"] is True
     assert played.data.manifest["emulated"] is True
-    assert all(line.startswith("EMULATED") for line in played.done.stderr.splitlines())
+    told = [line for line in played.done.stderr.splitlines() if not line.startswith(("error:", "  "))]
+    assert told
+    assert all(line.startswith("EMULATED") for line in told)
     for verb in ("show", "check", "compare"):
         assert "EMULATED" in perfsuite(verb, "last", "--results", played.results).stdout
     assert "emulated" in perfsuite("list", "--results", played.results).stdout.lower()
@@ -143,11 +147,20 @@ def test_the_bundle_answers_again_what_the_run_answered(played: Played) -> None:
     assert shown["run"]["status"] == "complete"
 
 
-def test_two_runs_are_compared_unpaired_and_labelled(played: Played) -> None:
+def test_two_runs_are_compared_unpaired_and_labelled_and_a_run_with_itself_is_refused(
+    played: Played, tmp_path: Path
+) -> None:
     run_id = played.data.manifest["run_id"]
-    done = perfsuite("compare", run_id, run_id, "--results", played.results)
+    shutil.copytree(played.results, tmp_path / "results")
+    first = find_bundle(tmp_path / "results", run_id)
+    second = first.with_name(run_id[:-1] + ("0" if run_id[-1] != "0" else "1"))
+    shutil.copytree(first, second)
+    manifest = json.loads((second / "manifest.json").read_text())
+    (second / "manifest.json").write_text(json.dumps(manifest | {"run_id": second.name}))
+    done = perfsuite("compare", run_id, second.name, "--results", tmp_path / "results")
     assert done.returncode in NOISE, done.stderr
     assert "unpaired" in done.stdout
+    assert perfsuite("compare", run_id, run_id, "--results", tmp_path / "results").returncode == 2
 
 
 def test_the_plan_digest_is_the_same_each_time_and_the_seed_changes_it(played: Played) -> None:
@@ -276,8 +289,8 @@ class Api(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def served(fault: str = "none", key: str | None = None) -> Iterator[tuple[str, type[Api]]]:
-    handler = type("Served", (Api,), {"fault": fault, "key": key, "seen_keys": [], "num_chats": 0})
+def served(fault: str = "none", key: str | None = None, handler: type[Api] = Api) -> Iterator[tuple[str, type[Api]]]:
+    handler = type("Served", (handler,), {"fault": fault, "key": key, "seen_keys": [], "num_chats": 0})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

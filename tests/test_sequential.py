@@ -70,7 +70,7 @@ def test_an_interval_that_would_end_a_fixed_test_goes_on_at_an_early_look() -> N
     estimate = pairs(0.03, 0.015, 4)
     assert estimate.low is not None and estimate.low > 1
     look = decide_look((4, 6, 8), 1, {"output_tps_per_gpu": estimate})
-    assert (look.action, look.reason) == ("continue", "open: output_tps_per_gpu")
+    assert (look.action, look.reason) == ("continue", "open: output tok/s/GPU")
 
 
 def test_certain_equality_stops_too_but_needs_a_narrower_interval_than_at_the_end() -> None:
@@ -83,7 +83,7 @@ def test_certain_equality_stops_too_but_needs_a_narrower_interval_than_at_the_en
 def test_the_last_look_stops_with_what_there_is() -> None:
     look = decide_look((4, 6), 2, {"output_tps_per_gpu": pairs(0.02, 0.05, 6)})
     assert (look.action, look.verdicts["output_tps_per_gpu"].word) == ("stop", "inconclusive")
-    assert look.reason == "open: output_tps_per_gpu; the last look"
+    assert look.reason == "open: output tok/s/GPU; the last look"
 
 
 def test_what_a_look_rejected_stays_rejected_and_frees_its_share_for_the_others() -> None:

@@ -22,7 +22,8 @@ from perfsuite.report.openmetrics import merge_openmetrics
 from perfsuite.report.site import SiteRun, data_script, run_slug, site_files
 from perfsuite.report.site_nights import inbox_rows, nights_data
 from perfsuite.report.site_views import accuracy_rows, comparisons_of, pareto_data
-from perfsuite.results import load_run
+from perfsuite.results import conclude, load_run
+from perfsuite.store.annotations import add_annotation
 from tests.demo_site import FAILED_NIGHT, FIRST_BAD_NIGHT, INVALID_NIGHT, SWEEP, copy_runs, unpack
 
 TEMPLATE = (assets_folder() / "site" / "index.html").read_text(encoding="utf-8")
@@ -129,6 +130,7 @@ def test_missing_failed_and_invalid_nights_stay_visible(runs: list[SiteRun]) -> 
 
 def test_numbers_of_a_run_page_are_those_of_show(demo: Path, tmp_path: Path) -> None:
     results = copy_runs(demo, tmp_path / "results", SWEEP)
+    conclude(next((results / "runs").glob(f"*/{SWEEP}")), results=results, catalog="none")
     build_site(results, tmp_path / "site", catalog="none")
     page = data_of((tmp_path / "site" / "data" / "runs" / f"{SWEEP}.js").read_text())
     data, summary = load_run(results, SWEEP)
@@ -202,6 +204,10 @@ def test_a_served_site_follows_new_runs_and_has_metrics(demo: Path, tmp_path: Pa
         assert b"1 runs" in urlopen(url, timeout=30).read()
         copy_runs(demo, results, INVALID_NIGHT)
         assert b"2 runs" in urlopen(url, timeout=30).read()
+        path = next((results / "runs").glob(f"*/{INVALID_NIGHT}"))
+        add_annotation(path, "a note for the page")
+        urlopen(url, timeout=30).read()
+        assert b"a note for the page" in urlopen(f"{url}data/runs/{INVALID_NIGHT}.js", timeout=30).read()
         answer = urlopen(url + "metrics", timeout=30)
         assert answer.headers["Content-Type"].startswith("application/openmetrics-text")
         text = answer.read().decode()

@@ -17,7 +17,7 @@ from perfsuite.dashboard import SCRIPTS, assets_folder, build_site, read_runs, s
 from perfsuite.report.json import summary_json
 from perfsuite.report.site import site_files
 from perfsuite.results import load_run
-from tests.demo_site import FIRST_BAD_NIGHT, INVALID_NIGHT, SWEEP, copy_runs, unpack
+from tests.demo_site import FIRST_BAD_NIGHT, INVALID_NIGHT, SWEEP, copy_runs, hostile, unpack
 from tests.system import LEFT_OUT, which
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ pytestmark = [
 ]
 VIEWS = ("overview", "pareto", "compare", "trend", "timeline", "run", "nights")
 CHARTS = {"pareto", "trend", "timeline", "run"}
-XSS = '"><img src=x onerror=alert(1)><script>alert(2)</script>'
 
 
 @dataclass
@@ -138,14 +137,86 @@ def test_the_policy_of_the_page_lets_its_own_scripts_run(browser: Browser, site:
 
 def test_the_planted_regression_is_on_the_first_page_with_date_and_size(page: Page, site: Path) -> None:
     show(page, url_of(site), "overview")
-    first = page.locator(".inbox li").first.inner_text()
+    first = page.locator(".inbox > li").first.inner_text()
     assert "2026-10-31" in first
     size = re.search(r"−(\d+\.\d) %", first)
     assert size is not None and 5.0 < float(size[1]) < 7.0
     assert "engine_version" in first
+    assert "NEW" in first and "1 new" in page.inner_text("#inbox-head")
+    assert f"perfsuite annotate {FIRST_BAD_NIGHT}" in page.inner_text(".inbox .command")
     page.locator(".inbox a").first.click()
     page.wait_for_selector('#view[data-view="trend"]', state="attached")
     assert "2026-10-31" in page.inner_text("#view")
+
+
+def test_a_command_of_the_inbox_is_copied(browser: Browser, site: Path) -> None:
+    context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
+    page = context.new_page()
+    show(page, url_of(site), "overview")
+    page.get_by_role("button", name="Copy").first.click()
+    page.get_by_role("button", name="Copied").wait_for()
+    text = page.evaluate("navigator.clipboard.readText()")
+    assert text == f"perfsuite annotate {FIRST_BAD_NIGHT} 'why' --explained"
+    context.close()
+
+
+def test_the_trend_at_a_fixed_interactivity_has_the_change_point_and_says_how_it_was_read(
+    page: Page, site: Path
+) -> None:
+    show(page, url_of(site), "trend", "?subject=vllm-nvfp4")
+    options = page.locator("#control-load option")
+    fixed = [value for value in options.evaluate_all("all => all.map(each => each.value)") if "tok/s/user" in value]
+    assert len(fixed) == 3
+    choose(page, "load", fixed[0])
+    text = page.inner_text("#view")
+    assert f"at {fixed[0]}" in page.inner_text("figcaption")
+    assert "2026-10-31" in text and "nothing is extrapolated" in text
+    size = re.search(r"change point −(\d+\.\d) %", text)
+    assert size is not None and 15 < float(size[1]) < 20  # the curve is steep: more is lost than at one concurrency
+
+
+def test_a_night_that_does_not_reach_the_operating_point_is_told_and_its_line_stops(
+    page: Page, site: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "site"
+    shutil.copytree(site, out)
+    (path,) = (out / "data").glob("trend-*-output_tps_per_gpu.js")
+    head, _, rest = path.read_text().partition(",")
+    data = json.loads(rest.removesuffix(");\n"))
+    series = next(each for each in data["series"] if each["unreached"] is not None)
+    before, after = series["points"][4:6]
+    between = (before["utc_ns"] + after["utc_ns"]) // 2
+    series["unreached"].append({"run_id": "one", "utc_ns": between, "why": "its curve ends before"})
+    path.write_text(f"{head},{json.dumps(data)});\n")
+    query = f"?subject={series['arm']}&load={series['load_point']}"
+    show(page, url_of(out), "trend", query)
+    assert "no value: its curve ends before" in page.inner_text("#view")
+    line = page.evaluate("(series) => PS.withGaps(series.points, series.unreached)", series)
+    assert [value for _, value in line[4:7]] == [before["value"], None, after["value"]]
+
+
+def test_rare_samples_are_joined_and_a_server_that_is_away_is_a_gap(page: Page, site: Path) -> None:
+    show(page, url_of(site), "timeline")
+    times = [0.25 * k for k in range(41)]
+    values = [float(k) if k in (0, 4, 8, 32, 36) else None for k in range(41)]
+    joined = page.evaluate("([times, values]) => PS.joined(times, values, 0.25)", [times, values])
+    assert joined == [[0, 0], [1, 4], [2, 8], [5, None], [8, 32], [9, 36]]
+    assert None not in [value for _, value in page.evaluate("PS.joined([0, 8, 16], [1, 2, 3], 8)")]
+
+
+def test_a_kernel_profile_is_on_the_page_of_its_run_and_of_no_other(page: Page, seen: Seen, site: Path) -> None:
+    show(page, url_of(site), "run", f"?run={SWEEP}")
+    section = page.locator('section[aria-labelledby="kernels"]')
+    assert section.locator("figure").count() == 6  # two phases: the arms together, then each
+    assert section.locator(".plot[data-drawn] canvas").count() == 6
+    assert "of 1.820 ms saved per decode step" in section.inner_text()
+    figure = section.locator("figure").last
+    figure.locator("summary").click()
+    figure.locator("table tbody tr").first.wait_for()
+    assert "fixture_grouped_gemm_up" in figure.locator("table").inner_text()
+    show(page, url_of(site), "run", f"?run={INVALID_NIGHT}")
+    assert section.count() == 0
+    assert seen.messages == []
 
 
 def test_the_first_page_says_the_regression_without_scripts(browser: Browser, site: Path) -> None:
@@ -297,17 +368,6 @@ def test_every_view_of_an_empty_site_says_what_is_missing(page: Page, seen: Seen
         show(page, url_of(tmp_path / "site"), view)
         assert page.locator("#view .empty").count() > 0
     assert seen.messages == []
-
-
-def hostile(value: Any) -> Any:
-    """Every string of a document with markup added to it, but not those that the program reads."""
-    if isinstance(value, dict):
-        kept = ("validity", "severity", "verdict", "schema", "status", "kind", "direction", "unit", "state", "day")
-        kept += ("file", "name", "metric", "metrics")  # names of files, and of metrics
-        return {key: item if key in kept else hostile(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [hostile(item) for item in value]
-    return f"{value}{XSS}" if isinstance(value, str) else value
 
 
 def test_hostile_strings_stay_text(page: Page, seen: Seen, site: Path, tmp_path: Path) -> None:

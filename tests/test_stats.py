@@ -21,6 +21,7 @@ from perfsuite.analysis.stats import (
     t_quantile,
     two_sided_p,
     unpaired_ratio,
+    widened,
 )
 
 
@@ -261,3 +262,24 @@ def test_importing_the_analysis_does_not_load_scipy_stats() -> None:
     code = "import sys, perfsuite.analysis.compare, perfsuite.report.text, perfsuite.report.json\n"
     code += "sys.exit('scipy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+def test_a_bound_widens_every_interval_and_the_p_value_alike() -> None:
+    estimate = ratio_of_logs([0.30, 0.31, 0.29, 0.305])
+    wide = widened(estimate, 0.1)
+    assert wide.low == pytest.approx((estimate.low or 0) * math.exp(-0.1))
+    assert wide.high == pytest.approx((estimate.high or 0) * math.exp(0.1))
+    assert (wide.ratio, wide.sd_log) == (estimate.ratio, estimate.sd_log)
+    for bound in (0.0, 0.1, 0.29, 0.3, 0.4):
+        for alpha in (0.05, 0.01):
+            made = widened(estimate, bound)
+            verdict = decide(made, direction="higher", margin_ratio=0.02, alpha=alpha)
+            assert (verdict.word == "better") == ((made.p or 0) < alpha)
+    assert decide(widened(estimate, 0.4), direction="higher", margin_ratio=0.02, alpha=0.05).pairs_to_settle is None
+
+
+def test_a_bound_as_large_as_the_value_leaves_no_interval() -> None:
+    endless = widened(ratio_of_logs([0.30, 0.31]), math.inf)
+    assert (endless.low, endless.p, endless.note) == (None, None, "not computable: its bound is as large as the value")
+    alone = ratio_of_logs([0.3])
+    assert widened(alone, 0.1) == alone

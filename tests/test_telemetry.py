@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pytest
@@ -23,6 +23,7 @@ from perfsuite.telemetry.emulator_source import EmulatorSource
 from perfsuite.telemetry.process import NoFile, Sampling
 from perfsuite.telemetry.sampler import start_sampler
 from perfsuite.telemetry.source import GpuSample, SamplerStatus, SourceFacts, SourceUnavailable, open_source
+from perfsuite.telemetry.stream import TelemetryStream
 
 GPU = {
     "uuid": "EMU-0", "power_w": 700.5, "energy_j": 12.0, "memory_used_bytes": 10, "memory_total_bytes": 192,
@@ -152,6 +153,26 @@ def test_the_sampler_writes_every_gpu_at_each_deadline_and_accounts_for_itself(
             assert 0 < status.cpu_s <= status.wall_s + 1
             pid = sampler.pid
     assert not is_running(pid)
+
+
+def test_the_power_of_all_gpus_now_is_told_without_waiting_and_nothing_is_told_without_telemetry(
+    endpoint: Endpoint, tmp_path: Path
+) -> None:
+    with start_sampler() as sampler:
+        assert sampler.power_w() is None
+        with sampler.sampling("none", tmp_path / "none.arrows", 50.0):
+            assert sampler.power_w() is None
+        with sampler.sampling(f"emulator:{endpoint.url}", tmp_path / "a.arrows", 50.0):
+            wait_until(lambda: sampler.power_w() == 1401.0)
+            assert sampler.status().state == "sampling"  # an answer that is still to come is nobody else's
+            endpoint.answer = [{"gpu": 0, **GPU}, {"gpu": 1, **GPU, "power_w": None}]
+            wait_until(lambda: sampler.power_w() is None)
+            endpoint.answer = [{"gpu": 0, **GPU}, {"gpu": 1, **GPU}]
+            wait_until(lambda: sampler.power_w() == 1401.0)
+        assert sampler.power_w() is None
+        with sampler.sampling(f"emulator:{endpoint.url}", tmp_path / "b.arrows", 50.0):
+            os.kill(sampler.pid, signal.SIGKILL)
+            wait_until(lambda: sampler.power_w() is None and sampler.status().state == "lost")
 
 
 def test_samples_are_on_disk_within_a_second_although_the_block_goes_on(endpoint: Endpoint, tmp_path: Path) -> None:
@@ -296,6 +317,57 @@ def test_deadlines_are_absolute_and_one_that_passed_is_counted_not_caught_up() -
     assert begun == [0, 100_000_000, 400_000_000]
     status = sampling.status("sampling")
     assert (status.num_rounds, status.num_missed, status.lag_max_s) == (3, 2, 0.0)
+
+
+class Behind:
+    """Two GPUs of another host: the samples of a reading are 30 ms old, and one GPU's is 20 ms older. Then silence."""
+
+    def __init__(self, silent_after: int = 1000) -> None:
+        self.num_reads, self.silent_after = 0, silent_after
+
+    def read(self) -> list[GpuSample]:
+        self.num_reads += 1
+        if self.num_reads > self.silent_after:
+            return []
+        now_ns = time.monotonic_ns()
+        lags_ns = enumerate((50_000_000, 30_000_000))
+        return [GpuSample(t_ns=now_ns - lag, read_ns=0, gpu=k, gpu_uuid="G", emulated=False) for k, lag in lags_ns]
+
+    def facts(self) -> SourceFacts:
+        return SourceFacts()
+
+    def close(self) -> None:
+        pass
+
+
+def test_at_the_end_a_source_that_is_behind_is_read_until_every_gpu_has_passed_the_end() -> None:
+    source, file = Behind(), Rows()
+    sampling = Sampling("behind", cast(TelemetryStream, file), source, hz=10.0)
+    end_ns = time.monotonic_ns()
+    sampling.read_past(end_ns)
+    sampling.close()
+    assert all(max(row.t_ns for row in file.rows if row.gpu == gpu) >= end_ns for gpu in (0, 1))
+    assert 2 <= source.num_reads <= 4
+
+
+def test_a_source_that_has_fallen_silent_is_not_waited_for_for_ever() -> None:
+    sampling = Sampling("behind", NoFile(), Behind(silent_after=1), hz=10.0)
+    begin_s = time.monotonic()
+    sampling.read_past(time.monotonic_ns())
+    assert 1.5 < time.monotonic() - begin_s < 10
+
+
+class Rows:
+    """A file that keeps its rows."""
+
+    def __init__(self) -> None:
+        self.rows: list[GpuSample] = []
+
+    def append(self, samples: list[GpuSample]) -> None:
+        self.rows += samples
+
+    def close(self) -> None:
+        pass
 
 
 def test_a_full_disk_ends_the_sampling_with_a_reason_and_keeps_what_fitted(tmp_path: Path) -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 import random
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -21,6 +19,7 @@ from perfsuite.analysis.steady import Window
 from perfsuite.emulator.device import PowerMeter
 from perfsuite.library import find_gpu
 from perfsuite.telemetry.sampler import start_sampler
+from tests.emulators import emulator
 from tests.made_run import S, gpu_sample, telemetry_table
 
 B200 = find_gpu("b200")
@@ -108,78 +107,31 @@ def test_shorter_windows_carry_a_bound_that_holds_or_are_withheld() -> None:
     assert len(ratios) > 150
 
 
-class LiveGpu:
-    """The same counter in real time behind the emulator's address, each answer 5 to 20 ms late."""
-
-    def __init__(self) -> None:
-        self.start_s = time.monotonic()
-        self.meter = PowerMeter(B200, self.start_s, jitter_ratio=JITTER_RATIO, reset_s=self.start_s + 1.0, seed=5)
-        self.random = random.Random(5)
-        self.lock = threading.Lock()
-        self.changes = [(self.start_s, 600.0)]
-
-    def read(self) -> bytes:
-        with self.lock:
-            late_s, early_s = self.random.uniform(0.0025, 0.010), self.random.uniform(0.0025, 0.010)
-        time.sleep(early_s)
-        with self.lock:
-            now = time.monotonic()
-            power_w = 900.0 if int((now - self.start_s) * 2) % 2 else 500.0
-            if power_w != self.changes[-1][1]:
-                self.changes.append((now, power_w))
-                self.meter.set_power(now, power_w)
-            self.meter.advance(now)
-            answer = {
-                "gpu": 0, "uuid": "G", "energy_j": self.meter.counter_j, "power_w": self.meter.average_power_w,
-                "power_limit_w": B200.power_limit_w,
-            }  # fmt: skip
-        time.sleep(late_s)
-        return json.dumps([answer]).encode()
-
-    def energy_j(self, t0_s: float, t1_s: float) -> float:
-        ends = [t for t, _ in self.changes[1:]] + [t1_s]
-        return sum(
-            power * max(0.0, min(end, t1_s) - max(begin, t0_s))
-            for (begin, power), end in zip(self.changes, ends, strict=True)
-        )
+COUNTERS = ["--counter-jitter", "0.2", "--counter-reset", "4", "--gpu-read-min", "0.005", "--gpu-read-max", "0.02"]
 
 
-@contextmanager
-def served(gpu: LiveGpu) -> Iterator[str]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            body = gpu.read()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        thread.join(10)
-        server.server_close()
-
-
-def test_a_real_sampler_of_a_real_counter_finds_its_energy_within_the_bound(tmp_path: Path) -> None:
-    gpu = LiveGpu()
-    path = tmp_path / "telemetry.arrows"
-    with served(gpu) as url, start_sampler() as sampler, sampler.sampling(f"emulator:{url}", path, 10.0):
-        time.sleep(5.0)
+def test_a_real_sampler_of_the_emulators_gpus_finds_their_energy_within_the_bound(tmp_path: Path) -> None:
+    path, truth = tmp_path / "telemetry.arrows", []
+    with emulator(*COUNTERS) as (client, _), start_sampler() as sampler:
+        load = threading.Thread(target=lambda: client.post("/v1/completions", **LONG_ANSWER))
+        with sampler.sampling(f"emulator:http://127.0.0.1:{client.port}", path, 10.0):
+            time.sleep(1.2)
+            load.start()
+            while (stats := client.get("/emulator/stats")) and len(truth) < 18:
+                truth.append((stats["t_ns"], stats["energy_true_j"]))
+                time.sleep(0.25)
+        load.join(30)
     with pa.memory_map(str(path)) as file:
         samples = read_telemetry(pa.ipc.open_stream(file).read_all())
-    window = Window(t0_ns=int(samples.t_ns[0]) + 2 * S, t1_ns=int(samples.t_ns[-1]) - S // 2)
-    found = energy_over(samples, window, num_gpus=1)
-    assert found.energy_j is not None and found.bound_j is not None, found
-    true_j = gpu.energy_j(window.t0_ns / 1e9, window.t1_ns / 1e9)
-    assert abs(found.energy_j - true_j) <= found.bound_j
+    assert (np.diff(samples.energy_j[samples.gpu == 0]) < 0).sum() == 1  # the counter started again
+    assert np.median(samples.read_ns) > 5_000_000
+    num_found = 0
+    for (t0_ns, before_j), (t1_ns, after_j) in itertools.combinations(truth[:-2], 2):
+        found = energy_over(samples, Window(t0_ns=t0_ns, t1_ns=t1_ns), num_gpus=8)
+        if found.energy_j is not None and found.bound_j is not None:
+            assert abs(found.energy_j - (after_j - before_j)) <= found.bound_j * 1.000001
+            num_found += 1
+    assert num_found > 50
+
+
+LONG_ANSWER = {"prompt": [5] * 100, "max_tokens": 400, "ignore_eos": True}

@@ -242,6 +242,17 @@ def test_a_gpu_that_cannot_be_opened_is_a_row_with_the_reason(library: Path, tmp
     assert found["facts"]["gpus"][2]["error"] == "gpu_reset_required"
 
 
+def test_the_periods_are_those_of_the_first_gpu_that_can_be_opened(library: Path, tmp_path: Path) -> None:
+    code = (
+        "import json, pynvml\n"
+        "from perfsuite.telemetry.nvml import NvmlSource\n"
+        "print(json.dumps(NvmlSource(pynvml).measure_periods(span_s=0.6)))\n"
+    )
+    one_lost = run_python(code, library, f"{SCRIPT}fail 0 HandleByIndex {ALWAYS} 15\n", tmp_path)
+    assert json.loads(one_lost)["energy_j"] == pytest.approx(0.1, rel=0.3)
+    assert json.loads(run_python(code, library, f"{SCRIPT}fail * HandleByIndex {ALWAYS} 15\n", tmp_path)) == {}
+
+
 def test_field_ids_and_codes_are_those_of_the_installed_pynvml() -> None:
     import pynvml
 

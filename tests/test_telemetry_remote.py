@@ -111,6 +111,19 @@ def test_an_exporter_that_fails_is_a_reason_for_each_gpu_seen_and_comes_back() -
     assert PrometheusSource("http://127.0.0.1:9/metrics").read() == []
 
 
+def test_an_exporter_that_cannot_be_asked_when_a_block_begins_says_why() -> None:
+    for answers, reason in (((404, b""), "prometheus_http_404"), (None, "prometheus_unreachable")):
+        with answering(answers or (200, b"")) as (url, _):
+            address = f"prometheus:{url}/metrics"
+            if answers is not None:
+                with pytest.raises(SourceUnavailable) as caught:
+                    open_source(address)
+        if answers is None:
+            with pytest.raises(SourceUnavailable) as caught:
+                open_source(address)
+        assert caught.value.reason == reason
+
+
 # ---- nvidia-smi ----
 
 
@@ -139,6 +152,18 @@ def test_the_csv_of_nvidia_smi_is_followed_while_it_grows(tmp_path: Path) -> Non
     assert source.facts().gpus[0] == GpuFacts(
         gpu=0, gpu_uuid="GPU-aaaa", name="NVIDIA B200", driver_version="580.82.07", power_limit_w=1000.0
     )
+
+
+def test_numbers_that_are_none_are_missing_not_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "smi.csv"
+    rows = ["timestamp, index, uuid, power.draw.instant [W], memory.used [MiB]"]
+    rows += [f"2026/05/01 12:00:00.{k}00, 0, G, {power}, {power}" for k, power in enumerate(("nan W", "inf", "0x", ""))]
+    path.write_text("\n".join([*rows, "2026/05/01 12:00:01.000, 0, G, 500 W", ""]))
+    source = CsvSource(path)
+    samples = source.read()
+    source.close()
+    assert [(sample.power_w, sample.memory_used_bytes) for sample in samples] == [(None, None)] * 4
+    assert all("power_w:csv_not_available" in (sample.error or "") for sample in samples)
 
 
 def test_a_csv_that_is_not_there_is_a_reason(tmp_path: Path) -> None:

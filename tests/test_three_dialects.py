@@ -133,7 +133,7 @@ def test_the_server_s_metrics_are_a_series_by_our_names(runs: dict[str, Played],
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_the_summary_tells_load_cache_and_times_of_the_server(runs: dict[str, Played], dialect: str) -> None:
     load = runs[dialect].trial["server_load"]
-    assert load["num_readings"] > 3 and load["num_running_max"] == 4 and load["num_waiting_max"] >= 1
+    assert load["num_readings"] >= 2 and load["num_running_max"] == 4 and load["num_waiting_max"] >= 1
     assert load["num_running_mean"] <= 4 and load["num_preemptions"] == 0
     # 20 prompts of 96 tokens with 64 in common: the first finds none of them.
     assert load["prefix_hit_ratio"] == pytest.approx(PREFIX_TOKENS / INPUT_TOKENS * 19 / 20, abs=0.11)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,7 @@ MISTAKES = [
     ("mooncake", AZURE + FIRST, "t:1", "not a JSON object"),
     ("azure", BURST, "t:1", "no column 'TIMESTAMP'"),
     ("azure", "", "t:1", "an empty file"),
+    pytest.param("azure", "x" * 300_000 + "\n", "t:1", "the head of the trace is not CSV", id="a long first line"),
     ("azure", AZURE, "t", "1 to 10,000,000 rows"),
     ("azure", AZURE + FIRST + "\n2023-11-16 18:15:50,39x,1\n", "t:4", "found: '39x'"),
     ("azure", AZURE + FIRST + "2023-13-16 18:15:50,39,1\n", "t:3", "2023-13-16"),
@@ -205,6 +207,15 @@ def test_a_request_that_no_arm_can_hold_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ScenarioError, match="1,304 tokens") as caught:
         planned(tmp_path, arms={"a": arm}, comparisons=[])
     assert caught.value.where == "arms.a.max_model_len"
+
+
+@pytest.mark.parametrize(("num", "is_refused"), [(1, False), (2, True)])
+def test_a_request_that_is_never_played_may_be_longer(tmp_path: Path, num: int, is_refused: bool) -> None:
+    arm = {"engine": "emulated", "checkpoint": "x", "precision": "fp8", "gpus": 8, "max_model_len": 1303}
+    trace = read(tmp_path, mooncake((0, 10, 4, []), (1, 10, 4, []), (2, 1300, 4, [])), "mooncake")
+    asked = traced({"trace": {"requests": num}, "warmup_requests": 1}, arms={"a": arm}, comparisons=[])
+    with pytest.raises(ScenarioError, match="1,304 tokens") if is_refused else nullcontext():
+        build_plan(asked, num_file_rows=3, file_digest="d", trace=trace)
 
 
 def test_the_digest_needs_the_file_s_digest_but_not_its_rows(tmp_path: Path) -> None:

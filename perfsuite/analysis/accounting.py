@@ -49,6 +49,16 @@ class Accounting:
         return sum(self.measured_errors.values())
 
 
+def judged(columns: RequestColumns) -> Flags:
+    """The measured requests that an SLO is judged by, shape (num_requests,): all whose outcome is the server's doing.
+
+    Those that were not sent because the server, or an earlier turn of their session, was gone are among them.
+    """
+    is_servers = ~np.isin(columns.outcome, NOT_JUDGED)
+    out: Flags = columns.is_measured & (is_servers | columns.is_server_gone | columns.is_session_ended)
+    return out
+
+
 def account(requests: pa.Table, columns: RequestColumns, *, planned: int | None) -> Accounting:
     """Count the records of one trial. planned: how many there should be; None = as many as there are."""
     counts = Counter(columns.outcome.tolist())

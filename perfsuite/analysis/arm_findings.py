@@ -26,6 +26,7 @@ from perfsuite.library import Checkpoint, format_family, known_checkpoint
 from perfsuite.records import ServerFacts
 from perfsuite.scenario.arm import Arm
 from perfsuite.scenario.check import changes_outputs, has_random_weights
+from perfsuite.scenario.fields import is_loopback_url
 
 KNOWN_ANSWERS_APART = 3
 FREE_LENGTH_RATIO = 1.3
@@ -150,10 +151,15 @@ def _known_answers(summary: RunSummary, _comparisons: Sequence[ComparisonResult]
             )
 
 
+def _preflights_of(summary: RunSummary, comparison: ComparisonResult) -> list[Preflight | None]:
+    """Of baseline and candidate, each in its run."""
+    runs = (summary, comparison.second or summary)
+    return [_preflights(run).get(arm) for run, arm in zip(runs, comparison.arms, strict=True)]
+
+
 def _known_answers_apart(summary: RunSummary, comparisons: Sequence[ComparisonResult]) -> Iterator[Finding]:
-    found = _preflights(summary)
     for comparison in comparisons:
-        pair = [found.get(name) for name in (comparison.baseline, comparison.candidate)]
+        pair = _preflights_of(summary, comparison)
         if pair[0] is None or pair[1] is None or not pair[0].known or not pair[1].known:
             continue
         if abs(pair[0].num_right - pair[1].num_right) >= KNOWN_ANSWERS_APART:
@@ -168,9 +174,8 @@ def _known_answers_apart(summary: RunSummary, comparisons: Sequence[ComparisonRe
 
 def _free_lengths(summary: RunSummary, comparisons: Sequence[ComparisonResult]) -> Iterator[Finding]:
     """Output length drifts when quantization hurts; with ignore_eos only these answers can show it."""
-    found = _preflights(summary)
     for comparison in comparisons:
-        pair = [found.get(name) for name in (comparison.baseline, comparison.candidate)]
+        pair = _preflights_of(summary, comparison)
         lengths = [mean_free_tokens(each) if each is not None else None for each in pair]
         if lengths[0] and lengths[1] and max(lengths[1] / lengths[0], lengths[0] / lengths[1]) > FREE_LENGTH_RATIO:
             yield Finding(
@@ -273,16 +278,35 @@ def _few_warmups(summary: RunSummary, _comparisons: Sequence[ComparisonResult]) 
     """Engines compile and tune kernels for each batch size they meet; the emulator does not."""
     few = [
         point.label
-        for point in summary.load_points
+        for point in summary.swept_points
         if point.concurrency is not None and point.num_warmup < WARMUPS_PER_CONCURRENCY * point.concurrency
     ]
     if few and any(arm.gpus and arm.engine not in ("emulated",) for arm in summary.scenario.arms.values()):
         yield Finding(
             code="few_warmups",
-            severity="info" if len(few) < len(summary.load_points) else "warning",
+            severity="info" if len(few) < len(summary.swept_points) else "warning",
             text=f"fewer than {WARMUPS_PER_CONCURRENCY} warm-up requests for each slot at {', '.join(few)}: kernels "
             "may still be tuned, compiled and captured while it is measured",
             cure=f"warmup_per_concurrency: {WARMUPS_PER_CONCURRENCY} or more",
+        )
+
+
+def _assumed_gpus(summary: RunSummary, _comparisons: Sequence[ComparisonResult]) -> Iterator[Finding]:
+    """Where the server of an attached arm runs is not known: a tunnel to another host has a loopback URL too."""
+    arms = [
+        name
+        for name, arm in summary.scenario.arms.items()
+        if arm.engine == "attach" and arm.gpus and arm.url is not None and is_loopback_url(arm.url)
+        if summary.scenario.telemetry_of(name).source == "auto"
+        if not any(facts.emulated for facts in summary.all_facts_of(name))
+    ]
+    if arms:
+        yield Finding(
+            code="assumed_gpus",
+            severity="info",
+            text=f"{', '.join(arms)}: the URL is a loopback address, so this host's GPUs are taken for the server's; "
+            "through a tunnel they are not, and power, energy and memory would be those of the wrong host",
+            cure="say telemetry.source: nvml when the server runs here; an agent beside the server when it does not",
         )
 
 
@@ -292,13 +316,12 @@ ARM_CHECKS: tuple[Check, ...] = (
     _manifest,
     _weights_size,
     _known_answers,
-    _known_answers_apart,
-    _free_lengths,
     _repeating,
     _not_asked,
     _random_weights,
     _relaxed,
     _recipes,
-    _chunk_sizes,
     _few_warmups,
+    _assumed_gpus,
 )
+ARM_COMPARISON_CHECKS: tuple[Check, ...] = (_known_answers_apart, _free_lengths, _chunk_sizes)

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 from perfsuite.analysis.roofline import (
     Layout,
-    kv_bytes_per_sequence,
     kv_bytes_per_token,
     kv_capacity_tokens,
     weights_bytes_per_gpu,
@@ -180,13 +179,6 @@ def fewest_gpus(
         if pool > 0 and room >= num_sequences * length_tokens:
             return num_gpus
     return None
-
-
-def sequences_that_fit(checkpoint: Checkpoint, kv_dtype: str, pool_bytes: float, length_tokens: int) -> int:
-    """Sequences of a length whose cache fits into a pool of one group of GPUs: pool / (length × per token + window)."""
-    each = length_tokens * kv_bytes_per_token(checkpoint.shape, kv_dtype)
-    each += kv_bytes_per_sequence(checkpoint.shape, kv_dtype)
-    return max(0, int(pool_bytes / each))
 
 
 def size_ratio(baseline: Arm, candidate: Arm, sides: tuple[Capacity | None, Capacity | None]) -> SizeRatio | None:

@@ -35,8 +35,7 @@ CHUNKS_PER_SLICE = 256_000  # the columns of a slice stay in the processor's cac
 class Chunks:
     """Chunks of some requests, flat, in order. owner: row of the request; is_first: the first chunk of its request.
 
-    Shapes (num_chunks,) but num_per_request, (num_requests,). tokens: float64, NaN where nothing is known.
-    is_told: the server told the tokens. read_events: token-bearing events in the read (1 = alone).
+    Shapes (num_chunks,). tokens: float64, NaN where nothing is known.
     """
 
     owner: Ints
@@ -44,9 +43,6 @@ class Chunks:
     t_ns: Ints
     delta_us: NDArray[np.int32]
     tokens: Floats
-    is_told: Flags
-    read_events: NDArray[np.uint8]
-    num_per_request: Ints
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,27 +213,22 @@ def read_chunks(requests: pa.Table, columns: RequestColumns) -> Chunks:
     total_us = np.cumsum(delta_us, dtype=np.int64)
     before_us = np.append(0, total_us)[begins]
     origin_ns = np.where(columns.is_sent, columns.t_send_ns, columns.t_sched_ns)
-    tokens, is_told = _tokens(requests, columns, lengths)
-    read_events = as_list_array(requests["chunk_read_events"]).flatten().to_numpy(zero_copy_only=False)
     return Chunks(
         owner=owner,
         is_first=is_first,
         t_ns=np.repeat(origin_ns - before_us * 1000, lengths) + total_us * 1000,
         delta_us=delta_us,
-        tokens=tokens,
-        is_told=is_told,
-        read_events=read_events if len(read_events) == len(owner) else np.ones(len(owner), dtype=np.uint8),
-        num_per_request=lengths,
+        tokens=_tokens(requests, columns, lengths),
     )
 
 
-def _tokens(requests: pa.Table, columns: RequestColumns, lengths: Ints) -> tuple[Floats, Flags]:
-    """Tokens of each chunk and whether the server told them."""
+def _tokens(requests: pa.Table, columns: RequestColumns, lengths: Ints) -> Floats:
+    """Tokens of each chunk: told by the server, else the request's spread evenly."""
     told, is_told_request = _told(requests, lengths)
     is_told = np.repeat(is_told_request, lengths)
-    tokens = np.repeat(columns.n_out / np.maximum(lengths, 1), lengths)
+    tokens: Floats = np.repeat(columns.n_out / np.maximum(lengths, 1), lengths)
     tokens[is_told] = told
-    return tokens, is_told
+    return tokens
 
 
 def _mean_tokens_per_chunk(requests: pa.Table, columns: RequestColumns) -> float | None:

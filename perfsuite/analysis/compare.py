@@ -7,15 +7,17 @@ second family; each load point of each comparison has its own two families.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 from perfsuite.analysis.definition import definition_of, differing_parts
 from perfsuite.analysis.differences import CONFOUND, KINDS, Difference, differences
 from perfsuite.analysis.equal_service import EqualService
-from perfsuite.analysis.looks import look_at_point
+from perfsuite.analysis.looks import look_at_point, usable_pairs
+from perfsuite.analysis.metric_ratio import Estimator, Side, metric_ratio
 from perfsuite.analysis.metrics import METRICS, Metric
+from perfsuite.analysis.search_results import searches_of
 from perfsuite.analysis.sequential import Look
 from perfsuite.analysis.service_curves import services
 from perfsuite.analysis.stats import (
@@ -29,7 +31,7 @@ from perfsuite.analysis.stats import (
     paired_ratio,
     unpaired_ratio,
 )
-from perfsuite.analysis.summary import RunSummary, TrialSummary
+from perfsuite.analysis.summary import RunSummary
 
 # Metrics with a verdict besides the primary ones. The rest are facts, or restate one of these in other units.
 SECONDARY = (
@@ -46,8 +48,6 @@ SECONDARY = (
 )
 
 MATCHED_REFUSAL = "mode matched, but the arms differ in more than the checkpoint"
-
-Estimator = Callable[[Sequence[float | None], Sequence[float | None]], PairedRatio]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +70,7 @@ class MetricComparison:
 class PointComparison:
     """One load point of a comparison.
 
-    num_pairs      pairs of usable trials; num_planned: pairs of the scenario
+    num_pairs      pairs of usable trials, with looks those that the last look had; num_planned: pairs of the scenario
     label          "scout" with fewer than 6 pairs that no look settled, "unpaired" across runs, else ""
     comparable     at least two pairs of usable trials; `reason` says why not
     baseline_trials, candidate_trials  ordinals of the trials that entered, in pair order
@@ -101,8 +101,10 @@ class PointComparison:
 class ComparisonResult:
     """One comparison over all load points. comparable: every load point is; `reason` names those that are not.
 
-    points: none when the comparison is refused: emulated against measured, a confound in mode matched, or runs of
-    different definitions. equal_service: ratios at equal interactivity and SLO, over the load points of a loop.
+    points: none when the comparison is refused (emulated against measured, a confound in mode matched, or runs of
+    different definitions), and when the scenario has searches only (analysis/search_results.py). equal_service: ratios
+    at equal interactivity and SLO, over the load points of a loop. second: the run that the candidate's trials are of,
+    in a comparison of two runs; None = both arms are of one run. arms: keys of the scenario, of baseline and candidate.
     """
 
     baseline: str
@@ -113,9 +115,8 @@ class ComparisonResult:
     points: tuple[PointComparison, ...]
     differences: tuple[Difference, ...]
     equal_service: tuple[EqualService, ...] = ()
-
-
-Side = Sequence[TrialSummary]
+    second: RunSummary | None = None
+    arms: tuple[str, str]
 
 
 def counted(num: int, noun: str) -> str:
@@ -134,11 +135,13 @@ def _compare_arms(summary: RunSummary, index: int) -> ComparisonResult:
         [trial for trial in summary.trials if trial.comparison == index and trial.arm == arm]
         for arm in (spec.baseline, spec.candidate)
     ]
-    points = tuple(_compare_point(summary, point, *sides) for point in range(len(summary.load_points)))
+    points = tuple(_compare_point(summary, point, *sides) for point in range(len(summary.swept_points)))
     rows = differences_of_arms(summary, spec.baseline, spec.candidate)
     refusal = _confounded(rows) if summary.scenario.mode == "matched" else None
+    if not points:
+        refusal = refusal or _too_few_searches(summary, index)
     arms = (spec.baseline, spec.candidate)
-    return _result(arms, sides, points, rows, refusal, services(summary, arms, arms, sides))
+    return _result(arms, sides, points, rows, refusal, services(summary, arms, arms, sides), arms)
 
 
 def differences_of_arms(summary: RunSummary, baseline: str, candidate: str) -> tuple[Difference, ...]:
@@ -153,6 +156,14 @@ def differences_of_arms(summary: RunSummary, baseline: str, candidate: str) -> t
     return tuple(sorted(rows.values(), key=lambda row: KINDS.index(row.kind)))
 
 
+def _too_few_searches(summary: RunSummary, index: int) -> str | None:
+    """Why a comparison by searches alone cannot be made; None when one of them has enough pairs."""
+    nums = [search.ratios[index].num_pairs for search in searches_of(summary)]
+    if max(nums, default=0) >= MIN_PAIRS:
+        return None
+    return f"{counted(max(nums, default=0), 'pair')} of finished searches, at least {MIN_PAIRS} are needed"
+
+
 def _confounded(rows: Iterable[Difference]) -> str | None:
     found = [f"{row.text} ({row.source})" for row in rows if row.kind == CONFOUND]
     return f"{MATCHED_REFUSAL}: {'; '.join(found)}" if found else None
@@ -165,6 +176,8 @@ def _result(
     rows: tuple[Difference, ...],
     refusal: str | None,
     equal: tuple[EqualService, ...],
+    arms: tuple[str, str],
+    second: RunSummary | None = None,
 ) -> ComparisonResult:
     reason = _mixed(*names, sides) or refusal
     if reason is None:
@@ -181,6 +194,8 @@ def _result(
         points=points,
         differences=rows,
         equal_service=equal,
+        second=second,
+        arms=arms,
     )
 
 
@@ -194,22 +209,21 @@ def _mixed(baseline: str, candidate: str, sides: Sequence[Side]) -> str | None:
 
 
 def _compare_point(summary: RunSummary, point: int, baseline: Side, candidate: Side) -> PointComparison:
-    by_pair = [_usable_by_pair(side, point) for side in (baseline, candidate)]
-    pairs = sorted(by_pair[0].keys() & by_pair[1].keys())
-    sides = [[trials[pair] for pair in pairs] for trials in by_pair]
-    at_point = [[trial for trial in side if trial.load_point == point] for side in (baseline, candidate)]
-    look = look_at_point(summary.scenario, at_point[0], at_point[1])
+    before, after = ([trial for trial in side if trial.load_point == point] for side in (baseline, candidate))
+    look = look_at_point(summary.scenario, before, after)
+    sides = usable_pairs(before, after, look.num_pairs if look is not None else None)
+    num_pairs = len(sides[0])
     is_ended = look is not None and look.is_settled
     planned = look.num_pairs if look is not None and is_ended else summary.scenario.blocks
     reason = None
-    if len(pairs) < MIN_PAIRS:
-        reason = f"{counted(len(pairs), 'usable pair')} of {planned}, at least {MIN_PAIRS} are needed"
+    if num_pairs < MIN_PAIRS:
+        reason = f"{counted(num_pairs, 'usable pair')} of {planned}, at least {MIN_PAIRS} are needed"
     return PointComparison(
         load_point=point,
         load_label=summary.load_points[point].label,
-        num_pairs=len(pairs),
+        num_pairs=num_pairs,
         num_planned=planned,
-        label="scout" if len(pairs) < SCOUT_PAIRS and not is_ended else "",
+        label="scout" if num_pairs < SCOUT_PAIRS and not is_ended else "",
         comparable=reason is None,
         reason=reason,
         baseline_trials=tuple(trial.trial for trial in sides[0]),
@@ -219,29 +233,28 @@ def _compare_point(summary: RunSummary, point: int, baseline: Side, candidate: S
     )
 
 
-def _usable_by_pair(side: Side, point: int) -> dict[int, TrialSummary]:
-    """The usable trial of each pair at a load point. An invalid one is not played again: its pair is lost."""
-    return {trial.pair: trial for trial in side if trial.load_point == point and trial.is_usable}
-
-
 def compare_metrics(
     primary: Sequence[str], baseline: Side, candidate: Side, *, estimator: Estimator, look: Look | None = None
 ) -> tuple[MetricComparison, ...]:
     """Every metric that either side has, judged in two Holm families: the primary metrics, and the others.
 
-    look: its verdicts are those of the primary metrics, and its level is that of the others' family.
+    look: its verdicts are those of the primary metrics, with the estimates they are of; its level is that of the
+    others' family and of their intervals within the margin.
     """
     values = {name: [[trial.metrics[name] for trial in side] for side in (baseline, candidate)] for name in METRICS}
-    estimates = {name: estimator(*values[name]) for name in METRICS}
+    estimates = {name: metric_ratio(name, baseline, candidate, estimator) for name in METRICS}
+    if look is not None:
+        estimates |= look.estimates
+    level = ALPHA if look is None else look.level
     secondary = [name for name in SECONDARY if name not in primary and _has_values(values[name])]
     alphas: dict[str, float] = {}
     for family in (list(dict.fromkeys(primary)), secondary):
         p_values = [estimates[name].p for name in family]
-        alphas |= zip(family, holm_alphas(p_values, ALPHA if look is None else look.level), strict=True)
+        alphas |= zip(family, holm_alphas(p_values, level), strict=True)
     told = look.verdicts if look is not None else {}
     rows = []
     for name, metric in METRICS.items():
-        verdict = told.get(name) or _verdict(metric, estimates[name], alphas.get(name))
+        verdict = told.get(name) or _verdict(metric, estimates[name], alphas.get(name), level)
         rows.append(_metric_row(metric, name in primary, values[name], estimates[name], verdict, baseline, candidate))
     return tuple(rows)
 
@@ -250,11 +263,17 @@ def _has_values(sides: Iterable[Sequence[float | None]]) -> bool:
     return all(any(value is not None for value in side) for side in sides)
 
 
-def _verdict(metric: Metric, estimate: PairedRatio, alpha: float | None) -> Verdict:
+def _verdict(metric: Metric, estimate: PairedRatio, alpha: float | None, interval_alpha: float) -> Verdict:
     """By the decision table; none for a metric of no family."""
     if alpha is None:
         return Verdict(word=None, note="a fact, or another metric's verdict in other units")
-    return decide(estimate, direction=metric.direction, margin_ratio=metric.margin_ratio, alpha=alpha)
+    return decide(
+        estimate,
+        direction=metric.direction,
+        margin_ratio=metric.margin_ratio,
+        alpha=alpha,
+        interval_alpha=interval_alpha,
+    )
 
 
 def _metric_row(
@@ -306,13 +325,13 @@ def differing_definitions(baseline: RunSummary, candidate: RunSummary) -> str | 
 
 def _compare_runs(baseline: RunSummary, candidate: RunSummary, arm: str, refusal: str | None) -> ComparisonResult:
     sides: list[Side] = [[trial for trial in run.trials if trial.arm == arm] for run in (baseline, candidate)]
-    points = tuple(_compare_point_unpaired(baseline, point, *sides) for point in range(len(baseline.load_points)))
+    points = tuple(_compare_point_unpaired(baseline, point, *sides) for point in range(len(baseline.swept_points)))
     rows = differences(
         baseline.scenario.arms[arm], candidate.scenario.arms[arm], baseline.facts_of(arm), candidate.facts_of(arm)
     )
     names = (f"{arm} (first run)", f"{arm} (second run)")
     equal = () if refusal else services(baseline, (arm, arm), names, sides, is_paired=False)
-    return _result(names, sides, points, rows, refusal, equal)
+    return _result(names, sides, points, rows, refusal, equal, (arm, arm), candidate)
 
 
 def _compare_point_unpaired(summary: RunSummary, point: int, baseline: Side, candidate: Side) -> PointComparison:

@@ -20,6 +20,8 @@ from perfsuite.analysis.steady import Window
 from perfsuite.scenario.arm import Arm
 from perfsuite.scenario.schema import TelemetrySettings
 
+IDLE_S = 5.0  # of the idle baseline before a block's trials, on real GPUs
+SOAK_S = 180.0  # longest thermal soak before them, on real GPUs
 POWER_CAP_RATIO = 0.05  # of the window, or of its samples
 THROTTLE_RATIO = 0.01
 NEAR_LIMIT_RATIO = 0.98  # power / limit
@@ -141,7 +143,7 @@ def block_telemetry(events: Sequence[Mapping[str, Any]]) -> dict[int, BlockTelem
     found: dict[int, dict[str, Any]] = {}
     for event in events:
         block = found.setdefault(int(event["block"]), {}) if isinstance(event.get("block"), int) else {}
-        if event.get("kind") == "idle":
+        if event.get("kind") == "idle" and event["t1_ns"] > event["t0_ns"]:
             block["idle"] = Window(t0_ns=int(event["t0_ns"]), t1_ns=int(event["t1_ns"]))
         elif event.get("kind") == "soak":
             block["soak"] = str(event.get("status"))
@@ -167,6 +169,15 @@ def deployment_gpus(arm: Arm, settings: TelemetrySettings) -> Sequence[int | str
         return settings.gpus
     visible = arm.env.get("CUDA_VISIBLE_DEVICES", "").split(",")
     return [name.strip() for name in visible] if visible != [""] else None
+
+
+def conditioning_s(settings: TelemetrySettings, *, is_real: bool) -> tuple[float, float]:
+    """(idle baseline, longest soak) before a block's trials, in seconds. is_real: the GPUs are, and can be sampled."""
+    if settings.source == "none":
+        return 0.0, 0.0
+    idle_s = settings.idle if settings.idle is not None else IDLE_S * is_real
+    soak_s = settings.soak if settings.soak is not None else SOAK_S * is_real
+    return idle_s, soak_s
 
 
 def conditions_over(samples: Telemetry, window: Window | None) -> Conditions:

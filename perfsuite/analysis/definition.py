@@ -14,8 +14,8 @@ from perfsuite.analysis.summary import RunSummary
 class Definition:
     """The definition of a run's numbers.
 
-    parts            model, workload, prompt file, load points, slo -> their text, without what is at its default: a
-                     new key of a scenario changes no old definition
+    parts            model, workload, prompt file, load points, slo, searches where there are any -> their text, without
+                     what is at its default: a new key of a scenario changes no old definition
     metrics_version  METRICS_VERSION of the code that computed them
     loops            kinds of its load points: closed, open, offline
     is_emulated      some of the numbers come from a model of the hardware
@@ -41,13 +41,15 @@ class Definition:
 def definition_of(summary: RunSummary, *, metrics_version: int = METRICS_VERSION) -> Definition:
     """The definition of a run's numbers."""
     scenario = summary.scenario
+    searches = [load.model_dump_json(exclude_defaults=True) for load in scenario.load if load.search is not None]
     return Definition(
         parts={
             "model": scenario.model,
             "workload": scenario.workload.model_dump_json(exclude_defaults=True),
             "prompt file": summary.file_digest,
-            "load points": "; ".join(point.digest_text for point in summary.load_points),
+            "load points": "; ".join(point.digest_text for point in summary.swept_points),
             "slo": scenario.slo.model_dump_json(exclude_defaults=True),
+            **({"searches": "; ".join(searches)} if searches else {}),
         },
         metrics_version=metrics_version,
         loops=tuple(sorted({point.kind for point in summary.load_points})),
@@ -57,7 +59,8 @@ def definition_of(summary: RunSummary, *, metrics_version: int = METRICS_VERSION
 
 def differing_parts(before: Definition, after: Definition) -> tuple[str, ...]:
     """What differs, in words; empty when the numbers may be compared."""
-    out = [name for name in before.parts if before.parts[name] != after.parts.get(name)]
+    names = dict.fromkeys((*before.parts, *after.parts))
+    out = [name for name in names if before.parts.get(name) != after.parts.get(name)]
     if before.loops != after.loops:
         out.append(f"loop kind ({', '.join(before.loops)} against {', '.join(after.loops)})")
     if before.metrics_version != after.metrics_version:

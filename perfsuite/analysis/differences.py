@@ -69,6 +69,7 @@ _CLASSES: dict[str, tuple[str, str]] = {
     "chunked_prefill": (CONFOUND, "trades TTFT against TPOT"),
     "flags": (CONFOUND, "a free choice of the launch command"),
     "env": (CONFOUND, "a free choice of the launch environment"),
+    "telemetry": (CONSEQUENCE, "where the arms' GPUs are read: their energy may be known unequally well"),
     "emulator": (CONFOUND, "settings of the hardware model"),
     # What servers call their settings, resolved.
     "enforce_eager": (CONFOUND, "without CUDA graphs each step launches its kernels one by one"),

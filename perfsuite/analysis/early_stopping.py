@@ -39,19 +39,6 @@ class LimitCount:
         return self.num_requests >= self.num_needed
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PercentileBound:
-    """A latency that the percentile is below with 99 % confidence; value None with too few requests (num_needed).
-
-    num_discarded: highest latencies left out.
-    """
-
-    percentile: float
-    value: float | None
-    num_discarded: int
-    num_needed: int
-
-
 def num_requests_needed(percentile: float, num_over: int, confidence: float = CONFIDENCE) -> int:
     """h + t: fewest requests of which `num_over` (t) may be over the limit; percentile in (0, 100).
 
@@ -91,35 +78,21 @@ def count_against_limit(values: Floats, limit: float, percentile: float, *, name
     )
 
 
-def limit_counts(slo: Slo, columns: RequestColumns, is_counted: Flags) -> tuple[LimitCount, ...]:
-    """The counts for the p99 of each limit of an SLO, over the counted requests that have the time.
+def limit_counts(slo: Slo, columns: RequestColumns, is_judged: Flags) -> tuple[LimitCount, ...]:
+    """The counts for the p99 of each limit of an SLO, over the judged requests, of which those that failed are over it.
 
-    A limit on tpot is left out when an answer has no token count.
+    An answer of one token has no tpot and is left out there. A limit on tpot is left out when an answer has no token
+    count.
     """
+    is_untold = bool(np.isnan(columns.n_out[is_judged & columns.is_ok]).any())
+    has_tpot = ~columns.is_ok | np.isfinite(columns.tpot_s)
     limits = (
-        ("ttft", slo.ttft, columns.ttft_s[is_counted]),
-        ("tpot", None if np.isnan(columns.n_out[is_counted]).any() else slo.tpot, columns.tpot_s[is_counted]),
-        ("e2e", slo.e2e, columns.e2e_s[is_counted]),
+        ("ttft", slo.ttft, columns.ttft_s, is_judged),
+        ("tpot", None if is_untold else slo.tpot, columns.tpot_s, is_judged & has_tpot),
+        ("e2e", slo.e2e, columns.e2e_s, is_judged),
     )
     return tuple(
-        count_against_limit(values[np.isfinite(values)], limit, LIMIT_PERCENTILE, name=name)
-        for name, limit, values in limits
+        count_against_limit(np.where(columns.is_ok, values, np.nan)[rows], limit, LIMIT_PERCENTILE, name=name)
+        for name, limit, values, rows in limits
         if limit is not None
     )
-
-
-def percentile_bound(values: Floats, percentile: float) -> PercentileBound:
-    """LoadGen's early-stopping estimate: the t-th largest value, t the most that so many requests may have over."""
-    values = values[np.isfinite(values)]
-    needed = num_requests_needed(percentile, 1)
-    if len(values) < needed:
-        return PercentileBound(percentile=percentile, value=None, num_discarded=0, num_needed=needed)
-    low, high = 1, len(values)
-    while high - low > 1:
-        middle = (low + high) // 2
-        if num_requests_needed(percentile, middle) <= len(values):
-            low = middle
-        else:
-            high = middle
-    value = float(np.partition(values, len(values) - low)[len(values) - low])
-    return PercentileBound(percentile=percentile, value=value, num_discarded=low - 1, num_needed=needed)

@@ -20,6 +20,7 @@ from perfsuite.analysis.counter import (
     refresh_period_s,
     resets,
 )
+from perfsuite.analysis.energy_jumps import highest_step_w, steps_of
 from perfsuite.analysis.gpu_samples import Telemetry
 from perfsuite.analysis.request_columns import Flags, Floats
 from perfsuite.analysis.steady import Window
@@ -44,10 +45,14 @@ ENERGY_REASONS: dict[str, str] = {
     "average_power_only": "a GPU tells no energy, and of power only the driver's average",
     "not_bracketed": "no sample of the same start of the engine before or after the window",
     "sampling_gap": f"samples of a GPU lie more than {GAP_WITHHELD_S:g} s apart in the window",
+    "counter_jump": "an energy counter rose, or started again, by more than any power of its GPU explains",
     "counter_reset": "an energy counter decreased inside the window, and the gap cannot be bridged",
     "counter_static": "an energy counter did not change twice, so its period is unknown",
     "window_too_short": f"the window is shorter than {MIN_PERIODS} refresh periods of the counter",
 }
+
+# Reasons that the power samples in the window are right in spite of: their mean stands in for power.
+POWER_STANDS = ("no_counter", "not_bracketed", "counter_jump", "counter_reset", "counter_static", "window_too_short")
 
 # Why energy is doubtful although there is a number: code -> meaning.
 ENERGY_DOUBTS: dict[str, str] = {
@@ -103,9 +108,9 @@ def energy_over(telemetry: Telemetry, window: Window | None, *, num_gpus: int) -
     if len(telemetry.gpus) != num_gpus:
         return Energy(reason="gpu_count_mismatch")
     parts = {gpu: _of_gpu(telemetry.select(telemetry.gpu == gpu), window) for gpu in telemetry.gpus}
-    for part in parts.values():
-        if part.reason is not None:
-            return part
+    refused = [part for part in parts.values() if part.reason is not None]
+    if refused:  # of several GPUs the gravest: the reasons are in that order
+        return min(refused, key=lambda part: list(ENERGY_REASONS).index(part.reason or ""))
     return _summed(parts, window)
 
 
@@ -149,13 +154,17 @@ def with_idle(energy: Energy, idle_power_w: float | None, window: Window | None)
 
 
 def idle_power_w(telemetry: Telemetry, window: Window | None, *, num_gpus: int) -> float | None:
-    """Mean power over an idle window, summed over GPUs: by the counters, else the mean of the power samples."""
+    """Mean power over an idle window, summed over GPUs: by the counters, else the mean of the power samples where it
+    may stand in (POWER_STANDS).
+    """
     if window is None:
         return None
     telemetry = telemetry.between(window.t0_ns - _AROUND_NS, window.t1_ns + _AROUND_NS)
     energy = energy_over(telemetry, window, num_gpus=num_gpus)
     if energy.energy_j is not None and energy.reason is None and "short_window" not in energy.doubts:
         return energy.energy_j / window.duration_s
+    if energy.energy_j is None and energy.reason not in POWER_STANDS:
+        return None
     return mean_power_w(telemetry, window, num_gpus=num_gpus)
 
 
@@ -204,12 +213,14 @@ def _by_counter(counted: Telemetry, window: Window, before: int, after: int) -> 
     """From samples that all have the counter; `before` and `after` are those around the window."""
     origin_ns = int(counted.t_ns[0])
     t0_s, t1_s = (window.t0_ns - origin_ns) / 1e9, (window.t1_ns - origin_ns) / 1e9
-    inside = np.arange(len(counted.t_ns))
-    first = _first_of_this_start(counted.energy_j, before)
-    used = counted.select((inside >= first) & (inside <= after + 1))
+    steps = steps_of(_counter(counted, origin_ns))
+    is_jump = steps.least_power_w > highest_step_w(counted)
+    if (is_jump & (steps.at >= before) & (steps.at < after)).any():
+        return Energy(reason="counter_jump")
+    breaks = steps.at[steps.is_decrease | is_jump]
+    first = int(breaks[breaks < before].max(initial=-1)) + 1
+    used = counted.select(slice(first, after + 1 + (after not in breaks)))
     counter = _counter(used, origin_ns)
-    if after + 1 < len(counted.t_ns) and counted.energy_j[after + 1] < counted.energy_j[after]:
-        counter = counter.part(0, len(counter.value_j) - 1)
     decreases = [at for at in resets(counter) if at >= before - first]
     if decreases and (decreases[0] == before - first or decreases[-1] == after - first - 1):
         return Energy(reason="not_bracketed")  # the sample beyond the edge is of another start of the engine
@@ -220,6 +231,7 @@ def _by_counter(counted: Telemetry, window: Window, before: int, after: int) -> 
         return Energy(reason="window_too_short", period_s=period_s)
     mean_w = _mean_slope_w(counter)
     power_w, doubts = _highest_power_w(used, mean_w)
+    power_w = max(power_w, float(np.nanmax(steps_of(counter).least_power_w, initial=0.0)))
     if not decreases:
         found = energy_between(counter, t0_s, t1_s, power_w)
         reason = "counter_static"
@@ -230,12 +242,6 @@ def _by_counter(counted: Telemetry, window: Window, before: int, after: int) -> 
     if found is None:
         return Energy(reason=reason)
     return Energy(energy_j=found.value_j, bound_j=found.bound_j, period_s=period_s, doubts=tuple(doubts))
-
-
-def _first_of_this_start(energy_j: Floats, before: int) -> int:
-    """Index of the first sample of the start of the counter that the sample `before` belongs to."""
-    decreases = np.flatnonzero(np.diff(energy_j[: before + 1]) < 0)
-    return int(decreases[-1]) + 1 if len(decreases) else 0
 
 
 def _counter(samples: Telemetry, origin_ns: int) -> Counter:
@@ -294,7 +300,7 @@ def _integral(samples: Telemetry, window: Window) -> Joules | None:
     t_ns, power_w = samples.t_ns[known], samples.power_w[known]
     before = int(np.searchsorted(t_ns, window.t0_ns, side="right")) - 1
     after = int(np.searchsorted(t_ns, window.t1_ns, side="left"))
-    if before < 0 or after >= len(t_ns) or before == after:
+    if before < 0 or after >= len(t_ns) or before >= after:
         return None
     t_s, power_w = (t_ns[before : after + 1] - window.t0_ns) / 1e9, power_w[before : after + 1]
     if float(np.diff(t_s).max()) > GAP_WITHHELD_S:

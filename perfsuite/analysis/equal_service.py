@@ -104,7 +104,7 @@ def equal_service(kind: str, loop: str, baseline: Curve, candidate: Curve, *, is
             _level(
                 level,
                 (float(logs[0][k]), float(logs[1][k])),
-                _band(read[1][:, k] - read[0][:, k], num),
+                _band(read[1][:, k] - read[0][:, k], num, is_paired=is_paired),
                 _why_not(kind, level, curves, ends, logs, k),
             )
             for k, level in enumerate(levels)
@@ -216,10 +216,10 @@ def _why_not(
     return "; ".join(words) or None
 
 
-def _band(differences: Floats, num_pairs: int) -> tuple[float | None, str | None]:
+def _band(differences: Floats, num_pairs: int, *, is_paired: bool) -> tuple[float | None, str | None]:
     """(half width of the band of ln ratio, None), or (None, why there is no band)."""
     if num_pairs < MIN_BAND_PAIRS:
-        return None, f"no band: {num_pairs} of {MIN_BAND_PAIRS} pairs"
+        return None, f"no band: {num_pairs} of {MIN_BAND_PAIRS} {'pairs' if is_paired else 'trials a side'}"
     reached = differences[np.isfinite(differences)]
     if len(reached) < MIN_REACHED_RATIO * len(differences):
         return None, "no band: too near an end of what was measured"

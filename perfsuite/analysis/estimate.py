@@ -7,10 +7,11 @@ are exact, but with max_in_flight they are the shortest time; everything else is
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from perfsuite.analysis.estimate_telemetry import block_conditioning_s, profile_s
 from perfsuite.analysis.metrics import min_samples
 from perfsuite.analysis.roofline import Efficiency, Layout
 from perfsuite.analysis.step_time import Batch, PrefillChunk, step_cost, step_model
@@ -18,7 +19,8 @@ from perfsuite.errors import ScenarioError, UsageError
 from perfsuite.library import Checkpoint, Gpu, find_checkpoint, find_gpu
 from perfsuite.scenario.arm import Arm
 from perfsuite.scenario.check import has_kv_dtype
-from perfsuite.scenario.plan import LoadPoint, Plan, RequestSpecs, request_specs
+from perfsuite.scenario.plan import LoadPoint, Plan, RequestSpecs, Trial, request_specs, swept
+from perfsuite.scenario.search import SearchRule
 from perfsuite.scenario.workload import TRACE_BLOCK_TOKENS, TraceRows
 
 PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
@@ -55,8 +57,35 @@ class PointEstimate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SearchEstimate:
+    """One search of the scenario: what it plays follows from what it finds.
+
+    num_loads           loads that it may visit
+    lowest, highest     its end points
+    most_s, typical_s   seconds over the whole plan if each search plays all its trials, or rule.typical_trials of them,
+                        each as long as the mean of the ends; None = not known
+    """
+
+    entry: int
+    kind: str
+    rule: SearchRule
+    num_loads: int
+    num_searches: int
+    lowest: PointEstimate
+    highest: PointEstimate
+    most_s: float | None
+    typical_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlanEstimate:
     """A plan with what it takes. Seconds over the whole plan; None where an arm's speed is not known.
+
+    points: those that every block plays. Repeats of invalid trials are not in any of it; searches are in total_s and
+    gpu_hours with their typical number of trials.
+
+    conditioning_s: idle baselines and the longest soaks before the blocks, in total_s and gpu_hours; profile_s: of a
+    profile afterwards, which is a run of its own and in neither; see estimate_telemetry.py.
 
     start_s is assumed (see _START_S); known_s: warm-up and measuring of the trials whose time is known, so open-loop
     schedules in any case.
@@ -69,19 +98,27 @@ class PlanEstimate:
     measured_s: float | None
     gpu_hours: float | None
     known_s: float
+    searches: tuple[SearchEstimate, ...] = ()
+    conditioning_s: float = 0.0
+    profile_s: float | None = 0.0
+
+    @property
+    def search_s(self) -> float | None:
+        """Seconds of all searches, typically; 0 without any."""
+        return _sum([search.typical_s for search in self.searches])
 
     @property
     def total_s(self) -> float | None:
         """Seconds of the whole plan."""
-        if self.warmup_s is None or self.measured_s is None:
-            return None
-        return self.start_s + self.warmup_s + self.measured_s
+        return _sum([self.start_s, self.warmup_s, self.measured_s, self.search_s, self.conditioning_s])
 
 
 def estimate_plan(plan: Plan) -> PlanEstimate:
     """What the plan will take."""
-    points = tuple(_point_estimate(plan, index) for index in range(len(plan.load_points)))
+    points = tuple(_point_estimate(plan, index) for index in range(len(swept(plan.load_points))))
+    searches = tuple(_search_estimate(plan, number) for number, load in enumerate(plan.scenario.load) if load.search)
     warmup, measured, gpu_s = [], [], []
+    conditioning = {name: block_conditioning_s(plan.scenario, name) for name in plan.scenario.arms}
     for trial in plan.trials:
         point = points[trial.load_point]
         warmup.append(point.warmup_s[trial.arm])
@@ -90,8 +127,9 @@ def estimate_plan(plan: Plan) -> PlanEstimate:
     for block in plan.blocks:
         arm = plan.scenario.arms[block.arm]
         parts = [(points[t.load_point].warmup_s[t.arm], points[t.load_point].measured_s[t.arm]) for t in block.trials]
+        parts += [(_search_s(search, block.arm, search.rule.typical_trials), 0.0) for search in searches]
         seconds = _sum([part for pair in parts for part in pair])
-        gpu_s.append(None if seconds is None else (seconds + _START_S[arm.engine]) * arm.gpus)
+        gpu_s.append(None if seconds is None else (seconds + _START_S[arm.engine] + conditioning[block.arm]) * arm.gpus)
     gpu_total = _sum(gpu_s)
     return PlanEstimate(
         plan=plan,
@@ -100,7 +138,15 @@ def estimate_plan(plan: Plan) -> PlanEstimate:
         warmup_s=_sum(warmup),
         measured_s=_sum(measured),
         gpu_hours=None if gpu_total is None else gpu_total / 3600,
-        known_s=sum(value for value in (*warmup, *measured) if value is not None),
+        known_s=sum(v for v in (*warmup, *measured, *(s.typical_s for s in searches)) if v is not None),
+        searches=searches,
+        conditioning_s=sum(conditioning[block.arm] for block in plan.blocks),
+        profile_s=profile_s(
+            plan.scenario,
+            [point.label for point in points],
+            [{name: _sum([p.warmup_s[name], p.measured_s[name]]) for name in plan.scenario.arms} for p in points],
+            {name: _START_S[arm.engine] for name, arm in plan.scenario.arms.items()},
+        ),
     )
 
 
@@ -138,7 +184,8 @@ def _sum(values: list[float | None]) -> float | None:
 
 def _point_estimate(plan: Plan, index: int) -> PointEstimate:
     point = plan.load_points[index]
-    trial = next(trial for trial in plan.trials if trial.load_point == index)
+    first = plan.blocks[0]
+    trial = Trial(ordinal=0, block=0, arm=first.arm, comparison=first.comparison, pair=first.pair, load_point=index)
     specs = request_specs(plan.scenario, point, trial, plan.num_file_rows, plan.rows)
     measured = specs.measured
     num_measured = int(measured.sum())
@@ -161,6 +208,35 @@ def _point_estimate(plan: Plan, index: int) -> PointEstimate:
         mean_think_s=None if specs.think_ns is None else _mean_think_s(specs),
         num_cancelled=int(specs.will_be_cancelled[measured].sum()),
     )
+
+
+def _search_estimate(plan: Plan, entry: int) -> SearchEstimate:
+    search = plan.scenario.load[entry].search
+    assert search is not None
+    points = [index for index, point in enumerate(plan.load_points) if point.search == entry]
+    estimate = SearchEstimate(
+        entry=entry,
+        kind=search.kind,
+        rule=search.rule,
+        num_loads=len(points),
+        num_searches=len(plan.blocks),
+        lowest=_point_estimate(plan, points[0]),
+        highest=_point_estimate(plan, points[-1]),
+        most_s=None,
+        typical_s=None,
+    )
+    most_s, typical_s = (
+        _sum([_search_s(estimate, block.arm, num) for block in plan.blocks])
+        for num in (search.max_trials, search.rule.typical_trials)
+    )
+    return replace(estimate, most_s=most_s, typical_s=typical_s)
+
+
+def _search_s(search: SearchEstimate, arm: str, num_trials: int) -> float | None:
+    """Seconds of one search of so many trials, each as long as the mean of both ends."""
+    ends = [(end.warmup_s[arm], end.measured_s[arm]) for end in (search.lowest, search.highest)]
+    both_s = _sum([part for end in ends for part in end])
+    return None if both_s is None else both_s / 2 * num_trials
 
 
 def _warmup_ratio(point: LoadPoint, specs: RequestSpecs) -> float:

@@ -27,10 +27,13 @@ Check = Callable[[RunSummary, Sequence[ComparisonResult]], Iterator[Finding]]
 def sides(
     summary: RunSummary, comparisons: Sequence[ComparisonResult]
 ) -> Iterator[tuple[ComparisonResult, str, list[TrialSummary], list[TrialSummary]]]:
-    """(comparison, label of the load point, trials of the baseline, of the candidate) for paired comparisons."""
-    by_number = {trial.trial: trial for trial in summary.trials}
+    """(comparison, label of the load point, trials of the baseline, of the candidate) at each load point.
+
+    Of two runs the candidate's trials are those of the second.
+    """
     for comparison in comparisons:
+        runs = (summary, comparison.second or summary)
+        before, after = ({trial.trial: trial for trial in run.trials} for run in runs)
         for point in comparison.points:
-            if point.label != "unpaired":
-                trials = [[by_number[n] for n in ns] for ns in (point.baseline_trials, point.candidate_trials)]
-                yield comparison, point.load_label, trials[0], trials[1]
+            baseline = [before[number] for number in point.baseline_trials]
+            yield comparison, point.load_label, baseline, [after[number] for number in point.candidate_trials]

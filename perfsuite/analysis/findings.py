@@ -2,32 +2,53 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from statistics import median
 
-from perfsuite.analysis.arm_findings import ARM_CHECKS
-from perfsuite.analysis.checks import COALESCED_FINDING_RATIO, REASONS
+from perfsuite.analysis.arm_findings import ARM_CHECKS, ARM_COMPARISON_CHECKS
+from perfsuite.analysis.checks import REASONS
+from perfsuite.analysis.client_findings import CLIENT_CHECKS
 from perfsuite.analysis.compare import MATCHED_REFUSAL, ComparisonResult, counted
-from perfsuite.analysis.condition_findings import CONDITION_CHECKS
+from perfsuite.analysis.condition_findings import CONDITION_CHECKS, CONDITION_COMPARISON_CHECKS
 from perfsuite.analysis.energy import ENERGY_REASONS, WIDE_BOUND_PERIODS
 from perfsuite.analysis.finding import SEVERITIES, Check, Finding, sides
 from perfsuite.analysis.metrics import min_samples
 from perfsuite.analysis.stats import SCOUT_PAIRS
-from perfsuite.analysis.summary import RunSummary
+from perfsuite.analysis.summary import RunSummary, TrialSummary
 
 OUTPUT_LENGTH_RATIO = 0.01  # mean output tokens of the arms differ by more
 INPUT_LENGTH_RATIO = 0.02  # input tokens as the server counts them differ from the plan by more
 TREND_CUT_RATIO = 0.5  # MSER-5 at its bound
 SHORT_WINDOW_S = 10.0
+_UNSETTLED = "no number of pairs would settle all of them: longer trials, which spread less and bound energy closer"
+_UNSETTLED_UNPAIRED = "more blocks in both runs; pairs in one scenario settle more with as many trials"
 
 __all__ = ["SEVERITIES", "Check", "Finding", "find"]
 
 
 def find(summary: RunSummary, comparisons: Sequence[ComparisonResult] = ()) -> tuple[Finding, ...]:
-    """Every finding of a run and its comparisons, the gravest first."""
-    found = [finding for check in (*_CHECKS, *ARM_CHECKS, *CONDITION_CHECKS) for finding in check(summary, comparisons)]
+    """Every finding of a run and its comparisons, the gravest first.
+
+    Of two runs that are compared both: what is of one begins with "first run:" or "second run:".
+    """
+    found = [finding for check in _COMPARISON_CHECKS for finding in check(summary, comparisons)]
+    found += _of_runs(summary, next((c.second for c in comparisons if c.second is not None), None))
     return tuple(sorted(found, key=lambda finding: SEVERITIES.index(finding.severity)))
+
+
+def _of_runs(summary: RunSummary, second: RunSummary | None) -> list[Finding]:
+    found, others = ([f for check in _RUN_CHECKS for f in check(run, ())] if run else [] for run in (summary, second))
+    if second is None:
+        return found
+    both = [finding for finding in found if finding in others]
+    return [
+        *(replace(finding, text=f"both runs: {finding.text}") for finding in both),
+        *(replace(finding, text=f"first run: {finding.text}") for finding in found if finding not in both),
+        *(replace(finding, text=f"second run: {finding.text}") for finding in others if finding not in both),
+    ]
 
 
 def _emulated(summary: RunSummary, _comparisons: Sequence[ComparisonResult]) -> Iterator[Finding]:
@@ -73,16 +94,40 @@ def _confounds(_summary: RunSummary, comparisons: Sequence[ComparisonResult]) ->
 
 def _validity(summary: RunSummary, _comparisons: Sequence[ComparisonResult]) -> Iterator[Finding]:
     for validity, severity in (("invalid", "critical"), ("degraded", "warning")):
-        trials = [trial for trial in summary.trials if trial.validity == validity]
+        trials = [trial for trial in summary.trials if trial.validity == validity and not summary.is_repeated(trial)]
         codes = Counter(reason.code for trial in trials for reason in trial.reasons)
         if trials:
-            counts = ", ".join(f"{code} ({num})" for code, num in codes.most_common())
             yield Finding(
                 code=f"{validity}_trials",
                 severity=severity,
-                text=f"{_of(len(trials), len(summary.trials), 'trial')} {_is(len(trials))} {validity}: {counts}",
+                text=f"{_of(len(trials), len(summary.trials), 'trial')} {_is(len(trials))} {validity}: "
+                f"{codes_by_arm(trials)}",
                 cure=REASONS[codes.most_common(1)[0][0]].cure,
             )
+
+
+def codes_by_arm(trials: Iterable[TrialSummary]) -> str:
+    """The reasons of some trials, the most frequent first, with the arms: "errors (nvfp4 2), unsent (fp8 1)"."""
+    counts: dict[str, Counter[str]] = {}
+    for trial in trials:
+        for reason in trial.reasons:
+            counts.setdefault(reason.code, Counter())[trial.arm] += 1
+    ordered = sorted(counts.items(), key=lambda item: -item[1].total())
+    return ", ".join(f"{code} ({', '.join(f'{arm} {n}' for arm, n in arms.items())})" for code, arms in ordered)
+
+
+def _repeated(summary: RunSummary, _comparisons: Sequence[ComparisonResult]) -> Iterator[Finding]:
+    trials = [trial for trial in summary.trials if summary.is_repeated(trial)]
+    codes = Counter(reason.code for trial in trials for reason in trial.reasons if reason.severity == "invalid")
+    if trials:
+        counts = ", ".join(f"{code} ({num})" for code, num in codes.most_common())
+        yield Finding(
+            code="repeated_trials",
+            severity="info",
+            text=f"{_of(len(trials), len(summary.trials), 'trial')} {_is(len(trials))} invalid and not counted; played "
+            f"again with the pair, or by the search: {counts}",
+            cure=REASONS[codes.most_common(1)[0][0]].cure,
+        )
 
 
 def _token_counts(summary: RunSummary, _comparisons: Sequence[ComparisonResult]) -> Iterator[Finding]:
@@ -108,12 +153,13 @@ def _is(num: int) -> str:
 
 def _missing_trials(summary: RunSummary, _comparisons: Sequence[ComparisonResult]) -> Iterator[Finding]:
     num_blocks = summary.scenario.blocks * (2 * len(summary.scenario.comparisons) or len(summary.scenario.arms))
-    missing = num_blocks * len(summary.load_points) - len(summary.trials) - summary.num_not_needed
+    played = [t for t in summary.trials if summary.load_points[t.load_point].search is None and not t.attempt]
+    missing = num_blocks * len(summary.swept_points) - len(played) - summary.num_not_needed
     if missing > 0:
         yield Finding(
             code="missing_trials",
             severity="warning",
-            text=f"{_of(missing, missing + len(summary.trials), 'planned trial')} {'was' if missing == 1 else 'were'} "
+            text=f"{_of(missing, missing + len(played), 'planned trial')} {'was' if missing == 1 else 'were'} "
             "not played",
             cure="run the scenario again; this bundle is partial",
         )
@@ -126,8 +172,17 @@ def _scout(summary: RunSummary, comparisons: Sequence[ComparisonResult]) -> Iter
             code="scout",
             severity="warning",
             text=f"a scout: {counted(min(pairs), 'pair')}; verdicts are meant for {SCOUT_PAIRS} or more",
-            cure=f"set blocks: {max(SCOUT_PAIRS, summary.scenario.blocks + 2)} in the scenario",
+            cure=f"set blocks: {_blocks_to_settle(summary, comparisons)} in the scenario",
         )
+
+
+def _blocks_to_settle(summary: RunSummary, comparisons: Sequence[ComparisonResult]) -> int:
+    """Blocks that make no scout and would settle every primary verdict; more than now, where pairs were lost."""
+    points = [point for comparison in comparisons for point in comparison.points]
+    needed = [row.verdict.pairs_to_settle or 0 for point in points for row in point.metrics if row.is_primary]
+    planned = summary.scenario.blocks
+    lost = [planned + 2 for point in points if point.label == "scout" and point.num_pairs < planned >= SCOUT_PAIRS]
+    return max(SCOUT_PAIRS, *needed, *lost)
 
 
 def _unpaired(_summary: RunSummary, comparisons: Sequence[ComparisonResult]) -> Iterator[Finding]:
@@ -140,22 +195,25 @@ def _unpaired(_summary: RunSummary, comparisons: Sequence[ComparisonResult]) -> 
         )
 
 
-def _inconclusive(_summary: RunSummary, comparisons: Sequence[ComparisonResult]) -> Iterator[Finding]:
+def _inconclusive(summary: RunSummary, comparisons: Sequence[ComparisonResult]) -> Iterator[Finding]:
     for comparison in comparisons:
         rows = [
-            (row.verdict.pairs_to_settle or 0, f"{row.metric.label} at {point.load_label}")
+            (row.verdict.pairs_to_settle or math.inf, f"{row.metric.label} at {point.load_label}")
             for point in comparison.points
             for row in point.metrics
             if row.is_primary and row.verdict.word == "inconclusive"
         ]
         if rows:
             pairs, what = max(rows)
-            wanted = f"about {pairs:,} pairs would settle all of them" if pairs else "more trials would settle them"
+            cure = _UNSETTLED if comparison.second is None else _UNSETTLED_UNPAIRED
+            if math.isfinite(pairs):
+                cure = f"about {max(pairs, SCOUT_PAIRS):,} pairs would settle all of them, if the spread stays as it "
+                cure += f"is: blocks: {_blocks_to_settle(summary, comparisons)}"
             yield Finding(
                 code="inconclusive",
                 severity="warning",
                 text=f"{counted(len(rows), 'primary verdict')} {_is(len(rows))} inconclusive; the furthest is {what}",
-                cure=f"{wanted}, if the spread stays as it is" + (f": blocks: {pairs}" if pairs else ""),
+                cure=cure,
             )
 
 
@@ -193,17 +251,6 @@ def _energy(summary: RunSummary, _comparisons: Sequence[ComparisonResult]) -> It
         )
 
 
-def _coalesced(summary: RunSummary, _comparisons: Sequence[ComparisonResult]) -> Iterator[Finding]:
-    shares = [trial.coalesced_ratio for trial in summary.trials if trial.coalesced_ratio is not None]
-    if shares and max(shares) > COALESCED_FINDING_RATIO:
-        yield Finding(
-            code="coalesced_reads",
-            severity="info",
-            text=f"up to {max(shares) * 100:.1f} % of the reads held several events, which share one timestamp",
-            cure="gaps that touch them are left out; a lower load or a faster client makes fewer",
-        )
-
-
 def _output_lengths(summary: RunSummary, comparisons: Sequence[ComparisonResult]) -> Iterator[Finding]:
     for comparison, point, baseline, candidate in sides(summary, comparisons):
         lengths = [_median(trial.mean_output_tokens for trial in side) for side in (baseline, candidate)]
@@ -218,7 +265,8 @@ def _output_lengths(summary: RunSummary, comparisons: Sequence[ComparisonResult]
 
 
 def _prompts(summary: RunSummary, comparisons: Sequence[ComparisonResult]) -> Iterator[Finding]:
-    for _comparison, point, baseline, candidate in sides(summary, comparisons):
+    paired = [comparison for comparison in comparisons if comparison.second is None]
+    for _comparison, point, baseline, candidate in sides(summary, paired):
         pairs = zip(baseline, candidate, strict=False)
         if any(b.prompts_digest and c.prompts_digest and b.prompts_digest != c.prompts_digest for b, c in pairs):
             yield Finding(
@@ -294,24 +342,31 @@ def _median(values: Iterable[float | None]) -> float | None:
     return median(known) if known else None
 
 
-_CHECKS: tuple[Check, ...] = (
+_COMPARISON_CHECKS: tuple[Check, ...] = (
     _not_comparable,
-    _emulated,
-    _validity,
-    _token_counts,
-    _missing_trials,
     _confounds,
     _unpaired,
     _scout,
     _inconclusive,
     _prompts,
     _output_lengths,
+    *ARM_COMPARISON_CHECKS,
+    *CONDITION_COMPARISON_CHECKS,
+)
+_RUN_CHECKS: tuple[Check, ...] = (
+    _emulated,
+    _validity,
+    _token_counts,
+    _missing_trials,
+    _repeated,
     _input_lengths,
     _energy,
     _trend,
     _overloaded,
     _percentiles,
     _short_windows,
-    _coalesced,
+    *CLIENT_CHECKS,
     _attached,
+    *ARM_CHECKS,
+    *CONDITION_CHECKS,
 )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
+from dataclasses import replace
 
+from perfsuite.analysis.metric_ratio import Side, metric_ratio
 from perfsuite.analysis.sequential import Look, decide_look
 from perfsuite.analysis.stats import PairedRatio, Verdict, paired_ratio
 from perfsuite.analysis.summary import RunSummary, TrialSummary
 from perfsuite.scenario.schema import Scenario
-
-Side = Sequence[TrialSummary]
 
 
 def looks_of(scenario: Scenario) -> tuple[int, ...]:
@@ -21,7 +22,7 @@ def look_at_point(scenario: Scenario, baseline: Side, candidate: Side) -> Look |
     """The last look that the trials of one load point reach, with all before it; None without looks.
 
     baseline, candidate: every trial of the arm at the load point. A pair with an invalid trial counts as played and
-    gives no ratio. Before the first look is reached, that look's level holds.
+    gives no ratio. Before the first look is reached, that look's level holds, `is_reached` is False and it goes on.
     """
     looks = looks_of(scenario)
     if not looks:
@@ -29,25 +30,33 @@ def look_at_point(scenario: Scenario, baseline: Side, candidate: Side) -> Look |
     num_played = min(max((trial.pair + 1 for trial in side), default=0) for side in (baseline, candidate))
     look: Look | None = None
     rejected: Mapping[str, Verdict] = {}
+    told: dict[str, PairedRatio] = {}
     for number, num_pairs in enumerate(looks, start=1):
         if look is not None and num_pairs > num_played:
             break
-        pairs = _usable_pairs(baseline, candidate, num_pairs)
+        sides = usable_pairs(baseline, candidate, num_pairs)
         estimates: dict[str, PairedRatio] = {
-            name: paired_ratio(
-                [before.metrics[name] for before, _ in pairs], [after.metrics[name] for _, after in pairs]
-            )
-            for name in dict.fromkeys(scenario.primary_metrics)
+            name: metric_ratio(name, *sides, paired_ratio) for name in dict.fromkeys(scenario.primary_metrics)
         }
         look = decide_look(looks, number, estimates, rejected)
+        told |= {name: estimate for name, estimate in estimates.items() if name not in rejected}
         rejected = look.rejected
-    return look
+    if look is None or num_played >= looks[0]:
+        return look and replace(look, estimates=told)
+    return replace(look, is_reached=False, is_settled=False, action="continue")
 
 
-def _usable_pairs(baseline: Side, candidate: Side, num_pairs: int) -> list[tuple[TrialSummary, TrialSummary]]:
-    """Pairs below num_pairs whose trials are both usable."""
-    before, after = ({t.pair: t for t in side if t.is_usable and t.pair < num_pairs} for side in (baseline, candidate))
-    return [(before[pair], after[pair]) for pair in sorted(before.keys() & after.keys())]
+def usable_pairs(
+    baseline: Side, candidate: Side, num_pairs: int | None = None
+) -> tuple[list[TrialSummary], list[TrialSummary]]:
+    """The trials of one load point whose pair, below num_pairs, has both usable, in the order of the pairs.
+
+    Of a pair that was played again the attempt that counts.
+    """
+    limit = math.inf if num_pairs is None else num_pairs
+    before, after = ({t.pair: t for t in side if t.is_usable and t.pair < limit} for side in (baseline, candidate))
+    pairs = sorted(before.keys() & after.keys())
+    return [before[pair] for pair in pairs], [after[pair] for pair in pairs]
 
 
 def look_at_comparison(summary: RunSummary, index: int) -> tuple[bool, str]:
@@ -57,7 +66,7 @@ def look_at_comparison(summary: RunSummary, index: int) -> tuple[bool, str]:
     """
     spec = summary.scenario.comparisons[index]
     says = []
-    for point in range(len(summary.load_points)):
+    for point in range(len(summary.swept_points)):
         sides = [
             [t for t in summary.trials if t.comparison == index and t.arm == arm and t.load_point == point]
             for arm in (spec.baseline, spec.candidate)

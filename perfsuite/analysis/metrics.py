@@ -208,6 +208,22 @@ _TABLE: tuple[Metric, ...] = (
         "lower",
     ),
     _fact(
+        "j_per_prefill_token",
+        "J/prefill token",
+        "J/tok",
+        "prefill's part of energy_j / input tokens of requests whose first token came in the window",
+        "What prefill adds to decode, by a fit over stretches with and without it: telemetry.md. Cached tokens count.",
+        "lower",
+    ),
+    _fact(
+        "j_per_decode_token",
+        "J/decode token",
+        "J/tok",
+        "decode's part of energy_j / output tokens in the window without those of each first chunk",
+        "From the stretches in which no request waits for its first token; see telemetry.md.",
+        "lower",
+    ),
+    _fact(
         "idle_power_w",
         "idle power",
         "W",

@@ -30,6 +30,7 @@ class RequestColumns:
     slo_*_s         float64, limits of the request's own; NaN = the scenario's
     reasoning_tokens  float64, NaN where unknown
     in_line         float64, 1 where decoded in line, NaN where unknown
+    user_timed      float64, 1 where arrivals are clocks read in user space, 0 the kernel's stamps, NaN without any
     """
 
     index: Ints
@@ -54,6 +55,7 @@ class RequestColumns:
     slo_e2e_s: Floats
     reasoning_tokens: Floats
     in_line: Floats
+    user_timed: Floats
 
     def __len__(self) -> int:
         return len(self.index)
@@ -140,6 +142,7 @@ def request_columns(requests: pa.Table) -> RequestColumns:
         slo_e2e_s=_floats(requests, "slo_e2e_s"),
         reasoning_tokens=_floats(requests, "reasoning_tokens"),
         in_line=_floats(requests, "decoded_in_line"),
+        user_timed=_user_timed(requests),
         **times,
     )
 
@@ -154,6 +157,12 @@ def _floats(requests: pa.Table, name: str) -> Floats:
     if pa.types.is_boolean(column.type):
         column = column.cast(pa.int8())
     values: Floats = column.cast(pa.float64()).to_numpy()
+    return values
+
+
+def _user_timed(requests: pa.Table) -> Floats:
+    source = requests["timestamp_source"]
+    values: Floats = pc.equal(source, "user").cast(pa.int8()).cast(pa.float64()).to_numpy()
     return values
 
 

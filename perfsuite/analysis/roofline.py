@@ -172,16 +172,6 @@ def linear_flops(checkpoint: Checkpoint, num_tokens: float, num_rows: float) -> 
     return {part: 2.0 * count * active[part] * rows.get(part, num_tokens) for part, count in counts.items()}
 
 
-def prefill_ceiling_tokens_per_s(checkpoint: Checkpoint, gpu: Gpu, layout: Layout) -> float:
-    """Prompt tokens per second that the active linear layers allow at 100 % of the peaks; no scores, no head."""
-    return 1.0 / linear_seconds(checkpoint, gpu, layout, 1.0, 0.0)
-
-
-def decode_floor_s(checkpoint: Checkpoint, gpu: Gpu, num_gpus: int, batch_size: int) -> float:
-    """Least time of a decode step: touched weight bytes / (GPUs × bandwidth); no cache, no communication."""
-    return sum(touched_bytes_by_part(checkpoint, batch_size).values()) / (num_gpus * gpu.hbm_bytes_per_s)
-
-
 def all_reduce_s(num_bytes: float, num_gpus: int, gpu: Gpu, efficiency: Efficiency) -> float:
     """One all-reduce of `num_bytes` on each GPU: latency + bytes / NVLink bandwidth in one direction.
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
 
@@ -39,6 +39,8 @@ class Look:
     level     two-sided level of this look for one hypothesis: 0.05 without other looks
     verdicts  of each primary metric at this look; what an earlier look called different keeps that verdict
     rejected  primary metrics called different so far, with the verdict of that look: hand them to the next one
+    estimates   the estimate that each verdict is of
+    is_reached  False: fewer pairs were played than this, the first look wants; nothing may be decided yet
     """
 
     number: int
@@ -50,6 +52,8 @@ class Look:
     level: float
     verdicts: Mapping[str, Verdict]
     rejected: Mapping[str, Verdict]
+    estimates: Mapping[str, PairedRatio] = field(default_factory=dict)
+    is_reached: bool = True
 
 
 def decide_look(
@@ -83,7 +87,7 @@ def decide_look(
         name for name, verdict in verdicts.items() if verdict.word not in SETTLED and estimates[name].num_pairs > 0
     ]
     is_settled = not open_names and any(estimate.num_pairs >= MIN_PAIRS for estimate in estimates.values())
-    reason = "every primary metric is settled" if is_settled else f"open: {', '.join(open_names) or 'no pair yet'}"
+    reason = "every primary metric is settled" if is_settled else f"open: {_labels(open_names) or 'no pair yet'}"
     return Look(
         number=number,
         num_looks=len(looks),
@@ -94,7 +98,12 @@ def decide_look(
         level=interval_alpha,
         verdicts=verdicts,
         rejected={name: verdicts[name] for name in estimates if name in different},
+        estimates=dict(estimates),
     )
+
+
+def _labels(names: Sequence[str]) -> str:
+    return ", ".join(METRICS[name].label for name in names)
 
 
 def _holm_at_look(

@@ -57,7 +57,7 @@ def _in_order(points: Sequence[LoadPoint], loop: str) -> list[int]:
     loads = {
         index: point.concurrency if loop == "closed" else point.rate_per_s
         for index, point in enumerate(points)
-        if point.kind == loop and not point.stages and point.trace_speed is None
+        if point.kind == loop and not point.stages and point.trace_speed is None and point.search is None
     }
     return sorted(loads, key=lambda index: loads[index] or 0)
 

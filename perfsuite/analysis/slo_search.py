@@ -1,44 +1,22 @@
 """SLO search: the highest load that meets the SLO, by bisection over real trials. A pure rule.
 
-The plan holds the rule; which load comes next follows from the results so far, and the requests of the k-th trial at
-a load follow from (seed, load, k), never from the answers: `trial_key` gives what they are drawn from. The loads a
-search can visit are fixed too: `ladder` lists them, in equal ratios. First both ends, then the middle of what is
-left; in the end the two neighbours of the answer are played again until one outcome has two votes more than the
-other, or the tries are used up. The answer is an interval: the highest load that met the SLO, the lowest that did
+The plan holds the rule (scenario/search.py); which load comes next follows from the results so far, and the requests
+of the k-th trial at a load follow from (seed, load, k), never from the answers: `trial_key` gives what they are drawn
+from. The loads a search can visit are fixed too: `ladder` lists them, in equal ratios. First both ends, then the middle
+of what is left; in the end the two neighbours of the answer are played again until one outcome has two votes more than
+the other, or the tries are used up. The answer is an interval: the highest load that met the SLO, the lowest that did
 not.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-MAX_STEPS = 10_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SearchRule:
-    """What a search may play.
-
-    lowest, highest    loads, in requests per second or in concurrency; lowest < highest
-    resolution_ratio   neighbouring loads differ by at most this: 0.05 = 5 %
-    attainment_ratio   share of the requests that must meet every limit of the slo
-    whole              loads are whole numbers (concurrency), multiples of `multiple`
-    max_repeats        trials at one load, at most
-    max_trials         trials of the whole search, at most
-    """
-
-    lowest: float
-    highest: float
-    resolution_ratio: float = 0.05
-    attainment_ratio: float = 0.99
-    whole: bool = False
-    multiple: int = 1
-    max_repeats: int = 5
-    max_trials: int = 40
+from perfsuite.scenario.search import SearchRule as SearchRule
+from perfsuite.scenario.search import ladder as ladder
+from perfsuite.scenario.search import trial_key as trial_key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +37,7 @@ class SearchStep:
 
     highest_meeting  highest load that met the SLO by vote; None = not even the lowest
     lowest_failing   lowest load that did not; None = even the highest met it
-    is_settled       both ends are more than one trial's word
+    is_settled       both ends were judged, and are more than one trial's word
     is_monotone      no load met the SLO above one that failed
     reason           in words
     """
@@ -71,19 +49,6 @@ class SearchStep:
     is_settled: bool
     is_monotone: bool
     reason: str
-
-
-def ladder(rule: SearchRule) -> tuple[float, ...]:
-    """Every load a search may visit, increasing, both ends included. Raises ValueError for an empty range."""
-    if not 0 < rule.lowest < rule.highest or rule.resolution_ratio <= 0:
-        raise ValueError(f"wanted 0 < lowest < highest and a resolution, found {rule}")
-    num = max(1, math.ceil(math.log(rule.highest / rule.lowest) / math.log1p(rule.resolution_ratio) - 1e-9))
-    if num > MAX_STEPS:
-        raise ValueError(f"more than {MAX_STEPS:,} loads between {rule.lowest:g} and {rule.highest:g}")
-    loads = [rule.lowest * (rule.highest / rule.lowest) ** (step / num) for step in range(num + 1)]
-    if rule.whole:
-        loads = [max(1, round(load / rule.multiple)) * rule.multiple for load in loads]
-    return tuple(dict.fromkeys(float(f"{load:.6g}") for load in loads))
 
 
 def next_step(rule: SearchRule, trials: Sequence[SearchTrial]) -> SearchStep:
@@ -152,16 +117,8 @@ def _step(
         repeat=played.get(load, 0) if load is not None else 0,
         highest_meeting=loads[low] if low >= 0 else None,
         lowest_failing=loads[high] if high < len(loads) else None,
-        is_settled=high - low <= 1 and all(_is_settled(end, votes, played, rule) for end in ends),
+        is_settled=high - low <= 1
+        and all(_is_known(votes, end) and _is_settled(end, votes, played, rule) for end in ends),
         is_monotone=not any(votes.get(load, 0) > 0 for load in loads[high:]),
         reason=reason,
     )
-
-
-def trial_key(seed: int, load: float, repeat: int) -> tuple[int, int, int]:
-    """(seed, pair, load point) for scenario.plan's seeds, of trial number `repeat` at a load: the same for both arms.
-
-    The load's part is a hash of its number, above all indices of load points, so that no sweep shares its requests.
-    """
-    digest = hashlib.sha256(f"search {load:.6g}".encode()).digest()
-    return seed, repeat, 2**31 + int.from_bytes(digest[:4], "big")

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -46,7 +46,9 @@ class PairedRatio:
     mean_log       mean of ln(ratio)
     sd_log         standard deviation of ln(ratio) between pairs; None for one pair or unpaired trials
     error_log, df  standard error of mean_log and its degrees of freedom; None when there is no interval
-      p              two-sided p value of "ratio is 1"; None when there is no interval
+    p              two-sided p value of "ratio is 1"; None when there is no interval
+    bound_log      what the measurement itself leaves open: half-width of mean_log that is in every interval besides
+                   the spread between pairs (see `widened`)
     note           why something is None, or "unpaired"
     """
 
@@ -61,6 +63,7 @@ class PairedRatio:
     p: float | None = None
     note: str | None = None
     hodges_lehmann: RankRatio | None = None
+    bound_log: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +172,37 @@ def _with_interval(
     )
 
 
+def widened(estimate: PairedRatio, bound_log: float) -> PairedRatio:
+    """The estimate where the true mean of ln(ratio) may lie `bound_log` beside the measured one, on either side.
+
+    Every interval reaches so much further; p is of "ratio is 1 is within the bound". No interval for a bound that is
+    not finite. An estimate without an interval stays.
+    """
+    if bound_log <= 0 or estimate.error_log is None or estimate.mean_log is None or estimate.df is None:
+        return estimate
+    if not math.isfinite(bound_log):
+        note = "not computable: its bound is as large as the value"
+        return replace(estimate, error_log=None, df=None, low=None, high=None, p=None, note=note, hodges_lehmann=None)
+    low, high = t_interval(estimate.mean_log, estimate.error_log, df=estimate.df, alpha=ALPHA)
+    rank = estimate.hodges_lehmann
+    factor = math.exp(bound_log)
+    return replace(
+        estimate,
+        low=math.exp(low - bound_log),
+        high=math.exp(high + bound_log),
+        p=two_sided_p(max(0.0, abs(estimate.mean_log) - bound_log) / estimate.error_log, df=estimate.df),
+        hodges_lehmann=rank and RankRatio(ratio=rank.ratio, low=rank.low / factor, high=rank.high * factor),
+        bound_log=bound_log,
+    )
+
+
+def _interval_of(estimate: PairedRatio, alpha: float) -> tuple[float, float]:
+    """The interval of mean_log of level 1 - alpha, its bound included."""
+    assert estimate.mean_log is not None and estimate.error_log is not None and estimate.df is not None
+    low, high = t_interval(estimate.mean_log, estimate.error_log, df=estimate.df, alpha=alpha)
+    return low - estimate.bound_log, high + estimate.bound_log
+
+
 def t_interval(mean: float, standard_error: float, *, df: float, alpha: float) -> tuple[float, float]:
     """The two-sided t interval of level 1 - alpha."""
     half = t_quantile(1 - alpha / 2, df) * standard_error
@@ -225,9 +259,9 @@ def decide(
     if estimate.p is None:
         return Verdict(word=None, note=estimate.note)
     assert estimate.mean_log is not None and estimate.error_log is not None and estimate.df is not None
-    low, high = t_interval(estimate.mean_log, estimate.error_log, df=estimate.df, alpha=alpha)
+    low, high = _interval_of(estimate, alpha)
     is_different = low > 0 or high < 0
-    inner_low, inner_high = t_interval(estimate.mean_log, estimate.error_log, df=estimate.df, alpha=interval_alpha)
+    inner_low, inner_high = _interval_of(estimate, interval_alpha)
     is_equivalent = -math.log1p(margin_ratio) < inner_low and inner_high < math.log1p(margin_ratio)
     word = "inconclusive"
     if is_different:
@@ -240,7 +274,7 @@ def decide(
         low=math.exp(low),
         high=math.exp(high),
         alpha=alpha,
-        mde_ratio=math.exp(_detectable_log(estimate.error_log, estimate.df, alpha)),
+        mde_ratio=math.exp(_detectable_log(estimate.error_log, estimate.df, alpha) + estimate.bound_log),
         pairs_to_settle=_pairs_to_settle(estimate, margin_ratio, alpha) if word == "inconclusive" else None,
     )
 
@@ -255,12 +289,15 @@ def _pairs_to_settle(estimate: PairedRatio, margin_ratio: float, alpha: float) -
 
     Settled: the detectable |ln ratio| is at most the observed one (then better or worse), or at most what the observed
     one leaves of the margin (then equivalent). An expectation, not a promise: the spread is itself estimated from few
-    pairs. None beyond 100,000 pairs, and for unpaired trials.
+    pairs. None beyond 100,000 pairs, for unpaired trials, and where the measurement's own bound is too wide for any
+    number of pairs.
     """
     if estimate.mean_log is None or estimate.sd_log is None:
         return None
     observed = abs(estimate.mean_log)
-    wanted = max(observed, math.log1p(margin_ratio) - observed)
+    wanted = max(observed, math.log1p(margin_ratio) - observed) - estimate.bound_log
+    if wanted <= 0:
+        return None
     num = estimate.num_pairs + 2 - estimate.num_pairs % 2
     while num <= MAX_PAIRS:
         if _detectable_log(estimate.sd_log / math.sqrt(num), num - 1, alpha) <= wanted:

@@ -5,15 +5,16 @@ load points and the raw records.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from perfsuite.analysis.accounting import Accounting, account
-from perfsuite.analysis.checks import Reason, is_overloaded, judge, step_slip_ratio, validity
+from perfsuite.analysis.accounting import Accounting, account, judged
+from perfsuite.analysis.checks import Reason, judge, step_slip_ratio, validity
 from perfsuite.analysis.chunks import scan_chunks
 from perfsuite.analysis.conditions import (
     BlockTelemetry,
@@ -25,14 +26,16 @@ from perfsuite.analysis.conditions import (
 )
 from perfsuite.analysis.early_stopping import LimitCount, limit_counts
 from perfsuite.analysis.energy import Energy, energy_over, idle_power_w, memory_used_by_gpu, with_idle
+from perfsuite.analysis.energy_phases import PhaseEnergy, phase_energy
 from perfsuite.analysis.gpu_samples import Telemetry, read_telemetry
+from perfsuite.analysis.overload import is_overloaded
 from perfsuite.analysis.request_columns import Flags, Floats, RequestColumns, request_columns
 from perfsuite.analysis.server_load import ServerLoad, ServerSeries, read_server_series, server_load
 from perfsuite.analysis.steady import Window, mean_in_flight, mean_in_progress, mser5_cut_ratio, steady_window
 from perfsuite.analysis.trial_metrics import TrialData, trial_metrics
 from perfsuite.analysis.within_run import WithinRun, latency_intervals
 from perfsuite.records import REQUEST_SCHEMA, SERVER_METRICS_SCHEMA, ServerFacts, TrialFacts
-from perfsuite.scenario.plan import LoadPoint
+from perfsuite.scenario.plan import LoadPoint, swept
 from perfsuite.scenario.schema import Scenario
 
 TELEMETRY_SLACK_NS = 1_000_000_000  # samples this long before and after a trial may bracket its window
@@ -57,6 +60,9 @@ class TrialSummary:
     reasoning_ratio   reasoning tokens / output tokens of the measured ok requests that tell both; None = none tells
     server_load       the trial as its server saw it; None = it told nothing
     in_line_ratio     share of the measured requests sent that were decoded in line; None = not known
+    user_timed_ratio  share of those with an answer whose arrivals are not the kernel's; None = no answer
+    repeat, attempt   see scenario.plan.Trial
+    is_superseded     another attempt of its pair at its load point counts instead
     """
 
     trial: int
@@ -92,18 +98,23 @@ class TrialSummary:
     limit_counts: tuple[LimitCount, ...] = ()
     reasoning_ratio: float | None = None
     in_line_ratio: float | None = None
+    user_timed_ratio: float | None = None
     server_load: ServerLoad | None = None
     conditions: Conditions = field(default_factory=Conditions)
+    phases: PhaseEnergy = field(default_factory=PhaseEnergy)
+    repeat: int = 0
+    attempt: int = 0
+    is_superseded: bool = False
 
     @property
     def is_usable(self) -> bool:
-        """Valid or degraded: it may enter a comparison."""
-        return self.validity != "invalid"
+        """Valid or degraded, and no other attempt counts instead: it may enter a comparison."""
+        return self.validity != "invalid" and not self.is_superseded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSummary:
-    """A run: its trials in playing order.
+    """A run: its trials in the order of their ordinals: as planned, then those of searches and of later attempts.
 
     servers     facts by block
     unfinished  trials that have records and no facts yet (the run goes on, or was killed): the records so far
@@ -122,11 +133,21 @@ class RunSummary:
     num_not_needed: int = 0
 
     @property
+    def swept_points(self) -> tuple[LoadPoint, ...]:
+        """The load points that every block plays: the first of load_points; the others belong to searches."""
+        return swept(self.load_points)
+
+    @property
     def is_emulated(self) -> bool:
         """Some of its numbers come from a model of the hardware."""
         return any(trial.emulated for trial in self.trials) or any(
             arm.engine == "emulated" for arm in self.scenario.arms.values()
         )
+
+    def is_repeated(self, trial: TrialSummary) -> bool:
+        """An invalid trial that was played again: another attempt of its pair counts, or its search's rule went on."""
+        is_searched = self.load_points[trial.load_point].search is not None
+        return trial.validity == "invalid" and (trial.is_superseded or is_searched)
 
     def facts_of(self, arm: str) -> ServerFacts | None:
         """Facts of the first block of an arm; None when it never started."""
@@ -161,7 +182,7 @@ def summarise(
     return RunSummary(
         scenario=scenario,
         load_points=tuple(load_points),
-        trials=tuple(
+        trials=_without_superseded(
             _summarise_trial(
                 scenario,
                 load_points[facts.load_point],
@@ -183,6 +204,22 @@ def summarise(
         file_digest=file_digest,
         blocks=blocks,
         num_not_needed=sum(facts.status == "not_needed" for facts in trials),
+    )
+
+
+def _without_superseded(trials: Iterable[TrialSummary]) -> tuple[TrialSummary, ...]:
+    """The trials, marked where another attempt counts: of each pair and load point that with the most usable trials,
+    of several the last."""
+    trials = tuple(trials)
+    usable: dict[tuple[int | None, int, int], Counter[int]] = defaultdict(Counter)
+    for trial in trials:
+        usable[trial.comparison, trial.pair, trial.load_point][trial.attempt] += trial.is_usable
+    counts = {place: max(found, key=lambda attempt: (found[attempt], attempt)) for place, found in usable.items()}
+    return tuple(
+        replace(trial, is_superseded=True)
+        if trial.comparison is not None and trial.attempt != counts[trial.comparison, trial.pair, trial.load_point]
+        else trial
+        for trial in trials
     )
 
 
@@ -224,10 +261,11 @@ def _summarise_trial(
     )  # fmt: skip
     samples, energy = _energy(scenario, facts, samples, window, block)
     reasons += _power_reasons(scenario, energy, num_gpus=arm.gpus)
+    phases = phase_energy(requests, columns, scan, samples, window, energy)
     data = TrialData(
         arm=arm, slo=scenario.slo, price_usd_per_gpu_hour=scenario.price_usd_per_gpu_hour,
         columns=columns, window=window, window_note=window_note, scan=scan,
-        samples=samples, energy=energy, server=server,
+        samples=samples, energy=energy, server=server, phases=phases,
     )  # fmt: skip
     metrics, notes = trial_metrics(data)
     is_counted = columns.is_measured & columns.is_ok
@@ -257,16 +295,18 @@ def _summarise_trial(
         client_cpu_ratio=facts.audit.busiest_core_ratio if facts.audit is not None else None,
         is_overloaded=is_overloaded(point, columns, window),
         within_run=latency_intervals(columns, is_counted),
-        limit_counts=limit_counts(scenario.slo, columns, is_counted),
+        limit_counts=limit_counts(scenario.slo, columns, judged(columns)),
         reasoning_ratio=_reasoning_ratio(columns, is_counted),
         in_line_ratio=_mean(columns.in_line[columns.is_measured & columns.is_sent]),
+        user_timed_ratio=_mean(columns.user_timed[columns.is_measured & columns.is_sent]),
         server_load=server_load(told, facts, window, columns),
         conditions=conditions_over(samples, window),
+        phases=phases,
     )
 
 
 def _place_in_plan(facts: TrialFacts) -> dict[str, Any]:
-    names = ("trial", "block", "arm", "comparison", "pair", "load_point")
+    names = ("trial", "block", "arm", "comparison", "pair", "load_point", "repeat", "attempt")
     return {name: getattr(facts, name) for name in names}
 
 
@@ -281,7 +321,7 @@ def _energy(
 ) -> tuple[Telemetry, Energy]:
     """The samples of the trial's surroundings on the arm's GPUs, and the energy of its window, idle power known."""
     arm = scenario.arms[facts.arm]
-    samples = samples.of_gpus(deployment_gpus(arm, scenario.telemetry))
+    samples = samples.of_gpus(deployment_gpus(arm, scenario.telemetry_of(facts.arm)))
     idle_w = idle_power_w(samples, block.idle, num_gpus=arm.gpus)
     samples = _around(samples, facts, window)
     return samples, with_idle(energy_over(samples, window, num_gpus=arm.gpus), idle_w, window)

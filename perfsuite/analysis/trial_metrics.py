@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from perfsuite.analysis.accounting import NOT_JUDGED
+from perfsuite.analysis.accounting import judged
 from perfsuite.analysis.chunks import ChunkScan
-from perfsuite.analysis.energy import Energy, mean_power_w, memory_used_bytes
+from perfsuite.analysis.energy import POWER_STANDS, Energy, mean_power_w, memory_used_bytes
+from perfsuite.analysis.energy_phases import PHASE_REASONS, PhaseEnergy
 from perfsuite.analysis.gpu_samples import Telemetry
 from perfsuite.analysis.metrics import METRICS, percentile_or_note
 from perfsuite.analysis.request_columns import Flags, Floats, RequestColumns
@@ -39,6 +40,7 @@ class TrialData:
     samples: Telemetry
     energy: Energy
     server: ServerFacts | None
+    phases: PhaseEnergy = field(default_factory=PhaseEnergy)
 
 
 def trial_metrics(data: TrialData) -> tuple[dict[str, float | None], dict[str, str]]:
@@ -106,11 +108,9 @@ def _slo(data: TrialData) -> Iterator[Found]:
         shares = _shares_in_window(data.columns, data.window)
         rate = float(shares.sum()) / data.window.duration_s
         goodput = float(shares[good].sum()) / data.window.duration_s
-    is_judged = ~np.isin(data.columns.outcome, NOT_JUDGED)
-    is_judged |= data.columns.is_server_gone | data.columns.is_session_ended
-    judged = data.columns.is_measured & is_judged
-    if judged.any():
-        attainment = float((good & judged).sum()) / float(judged.sum())
+    is_judged = judged(data.columns)
+    if is_judged.any():
+        attainment = float((good & is_judged).sum()) / float(is_judged.sum())
     withheld = _slo_withheld(data, limits)
     yield "request_rate_per_s", rate, None
     yield "goodput_per_s", None if withheld else goodput, withheld
@@ -199,8 +199,10 @@ def _power(data: TrialData) -> Iterator[Found]:
     power_w = memory = tps_per_watt = None
     untold = data.scan.untold
     if window is not None:
-        sampled_w = mean_power_w(data.samples, window, num_gpus=data.arm.gpus)
-        power_w = energy.energy_j / window.duration_s if energy.energy_j is not None else sampled_w
+        if energy.energy_j is not None:
+            power_w = energy.energy_j / window.duration_s
+        elif energy.reason in POWER_STANDS:
+            power_w = mean_power_w(data.samples, window, num_gpus=data.arm.gpus)
         memory = memory_used_bytes(data.samples, window, num_gpus=data.arm.gpus)
         if power_w and tokens is not None:
             tps_per_watt = tokens / window.duration_s / power_w
@@ -213,9 +215,11 @@ def _power(data: TrialData) -> Iterator[Found]:
         reason or untold or "no tokens",
     )
     yield from _per_unit_of_work(data, reason)
+    yield from _by_phase(data.phases, reason)
     yield "idle_power_w", energy.idle_power_w, "no idle window before the block's trials (telemetry.idle)"
-    yield "mean_power_w", power_w, "no power samples in the window"
-    yield "tps_per_watt", tps_per_watt, untold if power_w and untold else "no power samples in the window"
+    no_power = "no power samples in the window" if energy.reason in POWER_STANDS else reason
+    yield "mean_power_w", power_w, no_power
+    yield "tps_per_watt", tps_per_watt, untold if power_w and untold else no_power
     yield "gpu_memory_used_bytes", memory, "no memory samples in the window"
 
 
@@ -239,6 +243,12 @@ def _per_unit_of_work(data: TrialData, reason: str | None) -> Iterator[Found]:
     yield "j_per_output_token_net", net, no_net
     yield "j_per_total_token", total, no_total
     yield "j_per_request", requests, reason or "no request was answered in the window"
+
+
+def _by_phase(phases: PhaseEnergy, reason: str | None) -> Iterator[Found]:
+    why = reason or (f"not divided by phase: {PHASE_REASONS[phases.reason]}" if phases.reason else None)
+    yield "j_per_prefill_token", phases.j_per_prefill_token, why or "the server tells no input token counts"
+    yield "j_per_decode_token", phases.j_per_decode_token, why
 
 
 def _total_tokens(data: TrialData, window: Window) -> float | None:

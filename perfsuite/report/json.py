@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 from perfsuite.analysis.checks import REASONS
-from perfsuite.analysis.compare import ComparisonResult, MetricComparison, PointComparison
+from perfsuite.analysis.compare import ComparisonResult, MetricComparison, PointComparison, compare
 from perfsuite.analysis.definition import definition_of
 from perfsuite.analysis.findings import Finding, find
 from perfsuite.analysis.metrics import METRICS_VERSION
@@ -20,22 +20,45 @@ from perfsuite.analysis.sequential import Look
 from perfsuite.analysis.summary import RunSummary, TrialSummary
 from perfsuite.records import ServerFacts
 from perfsuite.report.capacity import capacity_json
+from perfsuite.report.headline import headline
+from perfsuite.report.search import searches_json
 from perfsuite.report.text_list import ListedRun
+from perfsuite.scenario.plan import LoadPoint
 
 
-def answer_json(summary: RunSummary, comparisons: Sequence[ComparisonResult], *, bundle: str) -> dict[str, Any]:
-    """The comparisons of a run, the findings, and the trials they rest on."""
+def answer_json(
+    summary: RunSummary, comparisons: Sequence[ComparisonResult], *, bundle: str, second_bundle: str | None = None
+) -> dict[str, Any]:
+    """The comparisons of a run, the findings, and the trials they rest on.
+
+    Of two runs `second` is what the candidates' trials are of: its bundle (second_bundle), facts and trials; else None.
+    """
+    second = next((comparison.second for comparison in comparisons if comparison.second is not None), None)
+    findings = find(summary, comparisons)
     return _document(
         {
             "schema": "answer/1",
             "bundle": bundle,
             **_run(summary),
+            "headline": headline(summary, comparisons, findings),
             "comparisons": [_comparison(comparison) for comparison in comparisons],
+            "searches": searches_json(summary),
             "capacity": capacity_json(summary),
-            "findings": _findings(find(summary, comparisons)),
+            "findings": _findings(findings),
             "trials": [_trial(trial, summary) for trial in summary.trials],
+            "second": _second(second, second_bundle) if second is not None else None,
         }
     )
+
+
+def _second(summary: RunSummary, bundle: str | None) -> dict[str, Any]:
+    return {
+        "bundle": bundle,
+        **_run(summary),
+        "searches": searches_json(summary),
+        "capacity": capacity_json(summary),
+        "trials": [_trial(trial, summary) for trial in summary.trials],
+    }
 
 
 def summary_json(summary: RunSummary, *, run: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,14 +70,21 @@ def summary_json(summary: RunSummary, *, run: Mapping[str, Any]) -> dict[str, An
             **_run(summary),
             "trials": [_trial(trial, summary) for trial in summary.trials],
             "unfinished": {str(trial): asdict(part) for trial, part in summary.unfinished.items()},
+            "searches": searches_json(summary),
             "capacity": capacity_json(summary),
             "servers": {str(block): _server(facts) for block, facts in summary.servers.items()},
         }
     )
 
 
-def check_json(summary: RunSummary, *, run: Mapping[str, Any]) -> dict[str, Any]:
-    """Validity of each trial with reasons, what the reasons mean, and the findings."""
+def check_json(
+    summary: RunSummary, *, run: Mapping[str, Any], workers: Sequence[Mapping[str, Any]] = (),
+    plan_note: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Validity of each trial with reasons, what the reasons mean, the findings, and the notes of workers elsewhere.
+
+    plan_note: how the plan that was played differs from one made now of the same scenario; None when it does not.
+    """
     codes = dict.fromkeys(reason.code for trial in summary.trials for reason in trial.reasons)
     return _document(
         {
@@ -66,20 +96,26 @@ def check_json(summary: RunSummary, *, run: Mapping[str, Any]) -> dict[str, Any]
                     "trial": trial.trial,
                     "arm": trial.arm,
                     "load_point": summary.load_points[trial.load_point].label,
+                    "attempt": trial.attempt,
+                    "is_superseded": trial.is_superseded,
+                    "is_repeated": summary.is_repeated(trial),
                     "validity": trial.validity,
                     "reasons": [asdict(reason) for reason in trial.reasons],
                 }
                 for trial in summary.trials
             ],
             "reasons": {code: asdict(REASONS[code]) for code in codes},
-            "findings": _findings(find(summary)),
+            "findings": _findings(find(summary, compare(summary))),
+            "workers": [dict(row) for row in workers],
+            "plan_note": plan_note,
         }
     )
 
 
 def list_json(rows: Sequence[ListedRun]) -> list[dict[str, Any]]:
     """The runs of a results folder."""
-    names = ("run_id", "status", "scenario", "created_utc_ns", "emulated", "num_trials", "num_played", "problem")
+    names = ("run_id", "status", "scenario", "created_utc_ns", "emulated", "num_trials", "num_played", "problem",
+             "pruned_utc_ns")  # fmt: skip
     return [{name: getattr(row, name) for name in names} for row in rows]
 
 
@@ -110,9 +146,15 @@ def _run(summary: RunSummary) -> dict[str, Any]:
         "model": scenario.model,
         "mode": scenario.mode,
         "seed": scenario.seed,
-        "load_points": [point.label for point in summary.load_points],
+        "load_points": [point.label for point in _played_points(summary)],
         "primary_metrics": list(scenario.primary_metrics),
     }
+
+
+def _played_points(summary: RunSummary) -> list[LoadPoint]:
+    """The load points of the sweep, then those that searches visited."""
+    visited = {trial.load_point for trial in summary.trials}
+    return [p for number, p in enumerate(summary.load_points) if p.search is None or number in visited]
 
 
 def _comparison(comparison: ComparisonResult) -> dict[str, Any]:
@@ -144,7 +186,7 @@ def _point(point: PointComparison) -> dict[str, Any]:
 
 
 def _look(look: Look) -> dict[str, Any]:
-    names = ("number", "num_looks", "num_pairs", "action", "reason", "level")
+    names = ("number", "num_looks", "num_pairs", "is_reached", "action", "reason", "level")
     return {name: getattr(look, name) for name in names} | {"rejected": sorted(look.rejected)}
 
 
@@ -161,6 +203,7 @@ def _metric(row: MetricComparison) -> dict[str, Any]:
         "ratio_high": row.estimate.high,
         "sd_log_ratio": row.estimate.sd_log,
         "p": row.estimate.p,
+        "widened_by": math.exp(row.estimate.bound_log),
         "hodges_lehmann": asdict(row.estimate.hodges_lehmann) if row.estimate.hodges_lehmann is not None else None,
         "num_pairs": row.estimate.num_pairs,
         "verdict": row.verdict.word,
@@ -182,6 +225,9 @@ def _trial(trial: TrialSummary, summary: RunSummary) -> dict[str, Any]:
         "arm": trial.arm,
         "comparison": trial.comparison,
         "pair": trial.pair,
+        "repeat": trial.repeat,
+        "attempt": trial.attempt,
+        "is_superseded": trial.is_superseded,
         "load_point": summary.load_points[trial.load_point].label,
         "emulated": trial.emulated,
         "validity": trial.validity,
@@ -194,7 +240,7 @@ def _trial(trial: TrialSummary, summary: RunSummary) -> dict[str, Any]:
         "is_overloaded": trial.is_overloaded,
         "metrics": dict(trial.metrics),
         "notes": dict(trial.notes),
-        "energy": {**asdict(trial.energy), "validity": trial.energy.validity},
+        "energy": {**asdict(trial.energy), "validity": trial.energy.validity, "phases": asdict(trial.phases)},
         "conditions": asdict(trial.conditions),
         "memory_used_bytes_by_gpu": dict(trial.memory_by_gpu),
         "mean_output_tokens": trial.mean_output_tokens,
@@ -208,6 +254,7 @@ def _trial(trial: TrialSummary, summary: RunSummary) -> dict[str, Any]:
         "client_cpu_ratio": trial.client_cpu_ratio,
         "reasoning_ratio": trial.reasoning_ratio,
         "in_line_ratio": trial.in_line_ratio,
+        "user_timed_ratio": trial.user_timed_ratio,
         "server_load": asdict(trial.server_load) if trial.server_load is not None else None,
         "prompts_digest": trial.prompts_digest or None,
         "within_run": {name: asdict(interval) for name, interval in trial.within_run.items()},

@@ -18,6 +18,7 @@ class Live:
 
     in_flight, num_done, num_failed   requests of the trial being played
     tokens_per_s                      output tokens received per second since the view before, None = not known
+    power_w                           of all GPUs by the newest sample, None = no telemetry, or a GPU does not tell
     """
 
     run_id: str
@@ -35,6 +36,7 @@ class Live:
     num_done: int = 0
     num_failed: int = 0
     tokens_per_s: float | None = None
+    power_w: float | None = None
 
 
 def live_line(live: Live) -> str:
@@ -50,7 +52,8 @@ def live_view(live: Live, *, width: int, history: Iterable[Live] = ()) -> str:
     """Where the run stands, what flows, how far it is, each cut to `width` columns.
 
     history: earlier views, oldest first; those of the trial being played are drawn as sparklines of tok/s, requests in
-    flight, and the time a request takes (in flight / requests ended per second, by Little's law).
+    flight, the time a request takes (in flight / requests ended per second, by Little's law), and power where it is
+    known.
     """
     lines = [live_line(live), _flow_line(live), *_sparklines(live, width, history), _bar(live, width)]
     return "\n".join(line[:width] for line in lines)
@@ -60,7 +63,8 @@ def _flow_line(live: Live) -> str:
     if live.step != "playing":
         return f"  {live.step} …"
     rate = f"{format_number(live.tokens_per_s)} tok/s"
-    return f"  {live.in_flight} in flight, {live.num_done} done, {live.num_failed} failed, {rate}"
+    power = "" if live.power_w is None else f", {format_number(live.power_w)} W"
+    return f"  {live.in_flight} in flight, {live.num_done} done, {live.num_failed} failed, {rate}{power}"
 
 
 def _sparklines(live: Live, width: int, history: Iterable[Live]) -> list[str]:
@@ -69,17 +73,20 @@ def _sparklines(live: Live, width: int, history: Iterable[Live]) -> list[str]:
         return []
     times = [request_time_s(before, after) for before, after in zip(views, views[4:], strict=False)]
     room = width - _LABEL_WIDTH - _VALUE_WIDTH
+    watts = [view.power_w for view in views]
+    power = [_line("power, W", watts, format_number(live.power_w), room)] if any(watts) else []
     return [
         _line("tok/s", [view.tokens_per_s for view in views], format_number(live.tokens_per_s), room),
         _line("in flight", [float(view.in_flight) for view in views], str(live.in_flight), room),
         _line("s/request", times, format_duration_s(times[-1]) if times else "–", room),
+        *power,
     ]
 
 
 def request_time_s(before: Live, after: Live) -> float | None:
-    """Mean requests in flight / requests that ended per second between two views; None when none ended."""
+    """Mean requests in flight / requests that ended per second between two views; None when one of the two is 0."""
     ended = after.num_done - before.num_done
-    if ended <= 0:
+    if ended <= 0 or before.in_flight + after.in_flight == 0:
         return None
     return (before.in_flight + after.in_flight) / 2 * (after.elapsed_s - before.elapsed_s) / ended
 

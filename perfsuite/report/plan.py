@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import textwrap
+from dataclasses import asdict
 from typing import Any
 
-from perfsuite.analysis.estimate import ASSUMED_PAIR_SD_RATIO, PlanEstimate, PointEstimate, smallest_effects
+from perfsuite.analysis.estimate import (
+    ASSUMED_PAIR_SD_RATIO,
+    PlanEstimate,
+    PointEstimate,
+    SearchEstimate,
+    smallest_effects,
+)
 from perfsuite.analysis.metrics import min_samples
 from perfsuite.scenario.arrivals import RateStage
 from perfsuite.units import format_duration_s, format_number
@@ -23,6 +30,7 @@ def plan_text(estimate: PlanEstimate, *, width: int) -> str:
     ]
     tail = [
         *_schedule_lines(estimate),
+        *_search_lines(estimate),
         "",
         *_order_lines(estimate, width),
         "",
@@ -47,6 +55,8 @@ def _arm_lines(estimate: PlanEstimate) -> list[str]:
 
 
 def _point_lines(estimate: PlanEstimate) -> list[str]:
+    if not estimate.points:
+        return []
     room = max(28, *(len(p.label) + 1 for p in estimate.points))
     head = f"{'load point (each trial)':<{room}}{'warm-up':>8}{'measured':>9}{'tok in':>10}{'tok out':>10}  percentiles"
     lines = [head]
@@ -79,6 +89,27 @@ def _schedule_lines(estimate: PlanEstimate) -> list[str]:
     conversations = estimate.plan.conversations
     if conversations is not None and conversations.num_left_out:
         lines.append(f"{conversations.num_left_out:,} conversations left out: no user says anything")
+    return lines
+
+
+def _search_lines(estimate: PlanEstimate) -> list[str]:
+    lines = []
+    for search in estimate.searches:
+        rule, unit = search.rule, "" if search.kind == "concurrency" else " req/s"
+        what = "concurrency" if search.kind == "concurrency" else "request rate"
+        lines.append(
+            f"search: the highest {what} from {rule.lowest:g} to {rule.highest:g}{unit} at which"
+            f" {rule.attainment_ratio:.4g} of the requests meet the slo, within {rule.resolution_ratio:.3g}"
+            f" ({search.num_loads:,} loads); in each of {search.num_searches:,} blocks {rule.max_trials:,} trials at"
+            f" most, {rule.max_repeats} at one load, about {rule.typical_trials} when none contradicts another;"
+            f" {search.lowest.num_warmup + search.lowest.num_measured:,} to"
+            f" {search.highest.num_warmup + search.highest.num_measured:,} requests in a trial"
+        )
+        if search.most_s is not None and search.typical_s is not None:
+            lines.append(
+                f"search, estimated: about {format_duration_s(search.typical_s)} in all,"
+                f" {format_duration_s(search.most_s)} if every trial is used"
+            )
     return lines
 
 
@@ -115,18 +146,42 @@ def _order_lines(estimate: PlanEstimate, width: int) -> list[str]:
     )
     if len(order) > width - 8:
         order = order[: width - 12] + " …"
-    return [f"order: {order}", f"{len(plan.blocks)} blocks, {len(plan.trials)} trials, {total:,} requests"]
+    beside = " beside the searches" if estimate.searches else ""
+    lines = [f"order: {order}", f"{len(plan.blocks)} blocks, {len(plan.trials)} trials, {total:,} requests{beside}"]
+    num = plan.scenario.repeat_invalid
+    if plan.scenario.comparisons and num and plan.trials:
+        times = "once" if num == 1 else "twice"
+        lines.append(
+            f"an invalid trial is played again with its pair, in new blocks, at most {times}; not counted here"
+        )
+    return lines
 
 
 def _time_lines(estimate: PlanEstimate) -> list[str]:
     if estimate.total_s is None or estimate.warmup_s is None or estimate.measured_s is None:
-        return ["time: not known for these arms (no roofline of the library); time-outs bound each request"]
+        beside = f"; idle baselines and soaks {format_duration_s(estimate.conditioning_s)} at most"
+        return [
+            "time: not known for these arms (no roofline of the library); time-outs bound each request"
+            + (beside if estimate.conditioning_s else "")
+        ]
     return [
         f"time, estimated: {format_duration_s(estimate.total_s)} = engine starts {format_duration_s(estimate.start_s)}"
-        f" + warm-up {format_duration_s(estimate.warmup_s)} + measuring {format_duration_s(estimate.measured_s)}",
+        f" + warm-up {format_duration_s(estimate.warmup_s)} + measuring {format_duration_s(estimate.measured_s)}"
+        + (f" + searches {format_duration_s(estimate.search_s)}" if estimate.searches and estimate.search_s else "")
+        + _beside_trials(estimate),
         f"GPU-hours, estimated: {format_number(estimate.gpu_hours)}"
         + (" (of emulated GPUs)" if _is_emulated(estimate) else ""),
     ]
+
+
+def _beside_trials(estimate: PlanEstimate) -> str:
+    """Idle baselines and soaks, which are in the time; a profile, which is not."""
+    out = ""
+    if estimate.conditioning_s:
+        out += f" + idle baselines and soaks {format_duration_s(estimate.conditioning_s)} at most"
+    if estimate.profile_s:
+        out += f"; `perfsuite profile` afterwards about {format_duration_s(estimate.profile_s)}"
+    return out
 
 
 def _is_emulated(estimate: PlanEstimate) -> bool:
@@ -138,9 +193,24 @@ def _certainty_lines(estimate: PlanEstimate) -> list[str]:
         return ["no comparison: each trial stands for itself"]
     effects = smallest_effects(estimate.plan.scenario.blocks)
     listed = ", ".join(f"{n} pairs {effect:.1%}" for n, effect in effects.items())
+    looks = f"looks after {', '.join(map(str, estimate.plan.scenario.looks))} pairs: each comparison may stop there, "
     return [
+        *([looks + "at the levels of fixed looks"] if estimate.plan.scenario.looks else []),
         f"smallest effect found in 80 % of runs, if pairs scatter by {ASSUMED_PAIR_SD_RATIO:.0%} (assumed): {listed}",
     ]
+
+
+def _search_json(search: SearchEstimate) -> dict[str, Any]:
+    return {
+        "entry": search.entry,
+        "kind": search.kind,
+        **asdict(search.rule),
+        "num_loads": search.num_loads,
+        "num_searches": search.num_searches,
+        "typical_trials": search.rule.typical_trials,
+        "estimated_typical_s": search.typical_s,
+        "estimated_most_s": search.most_s,
+    }
 
 
 def plan_json(estimate: PlanEstimate) -> dict[str, Any]:
@@ -152,6 +222,8 @@ def plan_json(estimate: PlanEstimate) -> dict[str, Any]:
         "seed": plan.scenario.seed,
         "mode": plan.scenario.mode,
         "arms": {name: arm.model_dump(mode="json", exclude={"api_key"}) for name, arm in plan.scenario.arms.items()},
+        "looks": list(plan.scenario.looks),
+        "repeat_invalid": plan.scenario.repeat_invalid,
         "comparisons": [comparison.model_dump() for comparison in plan.scenario.comparisons],
         "load_points": [
             {
@@ -183,7 +255,10 @@ def plan_json(estimate: PlanEstimate) -> dict[str, Any]:
             }
             for block in plan.blocks
         ],
+        "searches": [_search_json(search) for search in estimate.searches],
         "estimated_start_s": estimate.start_s,
+        "estimated_conditioning_s": estimate.conditioning_s,
+        "estimated_profile_s": estimate.profile_s,
         "estimated_total_s": estimate.total_s,
         "estimated_gpu_hours": estimate.gpu_hours,
     }

@@ -23,8 +23,9 @@ def probe_text(found: Mapping[str, Any], *, width: int) -> str:
 
 def _gpu_lines(gpu: Mapping[str, Any], facts: Mapping[str, Any], width: int) -> list[str]:
     mark = "EMULATED " if gpu["emulated"] else ""
-    told = [facts.get("name"), f"driver {facts['driver_version']}" if facts.get("driver_version") else None]
-    head = f"{mark}GPU {gpu['gpu']}: {', '.join(filter(None, [gpu['gpu_uuid'], *told]))}; read in {gpu['read_s']:.4f} s"
+    told = [gpu["gpu_uuid"] or "no identity told", facts.get("name")]
+    told += [f"driver {facts['driver_version']}" if facts.get("driver_version") else None]
+    head = f"{mark}GPU {gpu['gpu']}: {', '.join(filter(None, told))}; read in {gpu['read_s']:.4f} s"
     lines = wrap(head, width)
     lines += [f"  {name}: {value}" for name, value in gpu["values"].items()]
     if gpu["missing"]:

@@ -20,7 +20,7 @@ from perfsuite.analysis.metrics import METRICS
 from perfsuite.report.history import Trend
 from perfsuite.report.json import finite
 from perfsuite.report.site_nights import inbox_rows, nights_data
-from perfsuite.report.site_trends import trend_files
+from perfsuite.report.site_trends import FixedTrend, trend_files
 from perfsuite.report.site_views import answers_data, compare_data, pareto_data
 
 SITE_VERSION = 1
@@ -34,6 +34,7 @@ class SiteRun:
     answer       report.json.answer_json; None when the bundle gives none, and then `problem` says why
     scenario     the resolved scenario
     has_detail   a data file of the run is written
+    annotations  what people wrote beside it, oldest first: utc_ns, text, is_accepted, is_explained
     """
 
     run_id: str
@@ -42,6 +43,7 @@ class SiteRun:
     scenario: Mapping[str, Any]
     problem: str | None = None
     has_detail: bool = False
+    annotations: Sequence[Mapping[str, Any]] = ()
 
     @property
     def utc_ns(self) -> int | None:
@@ -80,15 +82,16 @@ def run_file(run_id: str) -> str:
 
 
 def site_files(
-    runs: Sequence[SiteRun], trends: Sequence[Trend], *, template: str, scripts: Sequence[str], now_utc_ns: int,
-    version: str, title: str = "perfsuite",
+    runs: Sequence[SiteRun], trends: Sequence[Trend], fixed: Sequence[FixedTrend] = (), *, template: str,
+    scripts: Sequence[str], now_utc_ns: int, version: str, title: str = "perfsuite",
 ) -> dict[str, str]:  # fmt: skip
     """File name -> text: the first page and the data of each view, without those of the runs.
 
-    runs: oldest first. template: jinja2 source of the first page. scripts: paths of the site's scripts, in order.
+    runs: oldest first. fixed: histories at a fixed interactivity. template: jinja2 source of the first page.
+    scripts: paths of the site's scripts, in order.
     """
-    files, index = trend_files(trends)
-    inbox = inbox_rows(trends)
+    files, index = trend_files(trends, fixed)
+    inbox = inbox_rows(trends, runs)
     nights = nights_data(runs)
     common = {
         "site": SITE_VERSION, "perfsuite": version, "built_utc_ns": now_utc_ns, "title": title,

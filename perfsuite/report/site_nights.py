@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+import shlex
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise
 from statistics import median
@@ -19,18 +22,59 @@ MIN_NIGHTS = 5  # days with a run, for a scenario to be a nightly
 DAY_NS = 86_400 * 10**9
 
 
-def inbox_rows(trends: Sequence[Trend]) -> list[dict[str, Any]]:
-    """Regressions, newest first. Those of one arm, load point and night are one row, with the largest change on top."""
-    found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for trend in trends:
-        for row in _regressions(trend):
-            key = (row["scenario"], row["subject"], row["load_point"], row["index_utc_ns"] // DAY_NS, row["kind"])
-            found.setdefault(key, []).append(row)
-    rows = []
-    for group in found.values():
-        first, *others = sorted(group, key=lambda row: not row["is_headline"])
-        rows.append(first | {"others": [{k: row[k] for k in ("metric", "label", "ratio")} for row in others]})
-    return sorted(rows, key=lambda row: -row["index_utc_ns"])
+def inbox_rows(trends: Sequence[Trend], runs: Sequence[SiteRun] = ()) -> list[dict[str, Any]]:
+    """What got worse, a row for each event: the new ones first, each kind newest first.
+
+    The change points of a scenario's metrics, arms and load points within a few nights of each other are one event;
+    its row tells the largest of the headline metric, `others` the rest. runs: the bundles, whose notes say what a
+    person made of it (`triage`).
+    """
+    found = [row for trend in trends for row in _regressions(trend)]
+    notes = {run.run_id: run.annotations for run in runs}
+    pages = {run.run_id for run in runs if run.has_detail}
+    rows = [_event(group, notes, pages) for group in _events(found)]
+    return sorted(rows, key=lambda row: (row["triage"] != "new", -row["index_utc_ns"], row["scenario"]))
+
+
+def _events(rows: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Rows of one scenario and definition that are close in time, oldest first."""
+    group: list[dict[str, Any]] = []
+    for row in sorted(rows, key=lambda row: (row["trend"], row["index_utc_ns"])):
+        is_same = group and group[0]["trend"] == row["trend"]
+        if is_same and row["index_utc_ns"] - group[0]["index_utc_ns"] <= TOLERANCE_NIGHTS * DAY_NS:
+            group.append(row)
+            continue
+        if group:
+            yield group
+        group = [row]
+    if group:
+        yield group
+
+
+def _event(
+    group: Sequence[dict[str, Any]], annotations: Mapping[str, Sequence[Mapping[str, Any]]], pages: Collection[str]
+) -> dict[str, Any]:
+    nights = Counter(row["index_utc_ns"] for row in group)
+    order = sorted(
+        group,
+        key=lambda row: (
+            not row["is_headline"], row["is_ratio"], -nights[row["index_utc_ns"]], -abs(math.log(row["ratio"])),
+        ),
+    )  # fmt: skip
+    first, *others = order
+    near = list(dict.fromkeys(run_id for row in order for run_id in row["near"]))
+    notes = [note for run_id in near for note in annotations.get(run_id, ())]
+    told = {str(note["text"]): None for note in notes} | dict.fromkeys(text for row in order for text in row["notes"])
+    is_accepted = any(row["is_accepted"] for row in order) or any(note["is_accepted"] for note in notes)
+    is_explained = any(note.get("is_explained") for note in notes)
+    names = ("metric", "label", "subject", "load_point", "ratio", "index_utc_ns", "run_id", "kind")
+    return {name: value for name, value in first.items() if name not in ("near", "notes", "is_accepted")} | {
+        "triage": "accepted" if is_accepted else "explained" if is_explained else "new",
+        "notes": list(told),
+        "has_page": first["run_id"] in pages,
+        "others": [{name: row[name] for name in names} for row in others],
+        "command": f"perfsuite annotate {shlex.quote(first['run_id'])} 'why' --explained",
+    }
 
 
 def _regressions(trend: Trend) -> Iterator[dict[str, Any]]:
@@ -45,6 +89,7 @@ def _regressions(trend: Trend) -> Iterator[dict[str, Any]]:
         "metric": key.metric,
         "label": trend.metric.label + (" ratio" if key.baseline is not None else ""),
         "is_headline": key.metric == "output_tps_per_gpu",
+        "is_ratio": key.baseline is not None,
         "trend": trend_name(key.scenario, key.definition),
         "emulated": any(point.emulated for point in points),
     }
@@ -52,7 +97,6 @@ def _regressions(trend: Trend) -> Iterator[dict[str, Any]]:
         if is_regression:
             point = points[change.index]
             near = points[max(0, change.index - TOLERANCE_NIGHTS) : change.index + TOLERANCE_NIGHTS + 1]
-            notes = [note.text for p in near for note in p.notes]
             yield base | {
                 "kind": "change point",
                 "run_id": point.run_id,
@@ -62,7 +106,8 @@ def _regressions(trend: Trend) -> Iterator[dict[str, Any]]:
                 "cause": cause.cause,
                 "evidence": list(cause.evidence),
                 "is_accepted": any(note.is_accepted for p in near for note in p.notes),
-                "notes": notes,
+                "notes": [note.text for p in near for note in p.notes],
+                "near": [p.run_id for p in near],
             }
     yield from _tonight(trend, base)
 
@@ -75,16 +120,18 @@ def _tonight(trend: Trend, base: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     is_worse = (gate.change_ratio > 1) != (trend.metric.direction == "higher")
     if not is_worse or (trend.history is not None and any(trend.history.is_regression)):
         return
+    newest = points[-1]
     yield dict(base) | {
         "kind": "newest night",
-        "run_id": points[-1].run_id,
-        "index_utc_ns": points[-1].utc_ns,
+        "run_id": newest.run_id,
+        "index_utc_ns": newest.utc_ns,
         "ratio": gate.change_ratio,
         "p": None,
         "cause": "not confirmed yet" if gate.state == "rerun" else "confirmed by a re-run",
         "evidence": [],
-        "is_accepted": False,
-        "notes": [],
+        "is_accepted": any(note.is_accepted for note in newest.notes),
+        "notes": [note.text for note in newest.notes],
+        "near": [newest.run_id],
     }
 
 
@@ -132,7 +179,7 @@ def _state(run: SiteRun) -> dict[str, Any]:
     status = run.manifest.get("status", "corrupt")
     if run.answer is None or status != "complete":
         return {"state": "failed", "run_id": run.run_id, "why": run.problem or status}
-    trials = run.answer["trials"]
+    trials = [trial for trial in run.answer["trials"] if not trial.get("is_superseded")]
     bad = [trial for trial in trials if trial["validity"] == "invalid"]
     codes = sorted({reason["code"] for trial in bad for reason in trial["reasons"] if reason["severity"] == "invalid"})
     if bad:

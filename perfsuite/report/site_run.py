@@ -32,9 +32,12 @@ def run_data(
     server_metrics: pa.Table,
     *,
     servers: Mapping[str, Any],
-    annotations: list[dict[str, Any]],
+    profile: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What the page of a run shows. requests: trial -> REQUEST_SCHEMA; servers: block -> facts."""
+    """What the page of a run shows.
+
+    requests: trial -> REQUEST_SCHEMA; servers: block -> facts; profile: report.site_profile.profile_data.
+    """
     assert run.answer is not None
     answer = run.answer
     columns, tokens = _read_trials(answer["trials"], requests)
@@ -47,7 +50,8 @@ def run_data(
         "comparisons": list(comparisons_of(run)),
         "load_points": answer["load_points"],
         "servers": servers,
-        "annotations": annotations,
+        "annotations": [dict(row) for row in run.annotations],
+        "profile": profile,
         "distributions": list(_distributions(answer["trials"], columns)),
         "outcomes": list(_outcomes(answer["trials"], columns)),
         "slowest": _slowest(answer["trials"], columns),
@@ -73,7 +77,7 @@ def _distributions(trials: list[Mapping[str, Any]], columns: Mapping[int, Reques
     """Quantiles at SHARES of the measured ok requests of the usable trials, by arm and load point."""
     groups: dict[tuple[str, str], list[RequestColumns]] = {}
     for trial in trials:
-        if trial["validity"] != "invalid" and trial["trial"] in columns:
+        if trial["validity"] != "invalid" and not trial.get("is_superseded") and trial["trial"] in columns:
             groups.setdefault((trial["arm"], trial["load_point"]), []).append(columns[trial["trial"]])
     for (arm, load_point), parts in groups.items():
         for name, label in DISTRIBUTIONS.items():

@@ -67,7 +67,7 @@ def engine_word(arm: Mapping[str, Any]) -> str:
 
 def _point(label: str, trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Medians over the usable trials of a load point, with the 95 % t interval of their geometric mean."""
-    at_point = [trial for trial in trials if trial["load_point"] == label]
+    at_point = [trial for trial in trials if trial["load_point"] == label and not trial.get("is_superseded")]
     usable = [trial for trial in at_point if trial["validity"] != "invalid"]
     return {
         "load_point": label,
@@ -136,7 +136,7 @@ def comparisons_of(run: SiteRun) -> Iterator[dict[str, Any]]:
 
 
 def _arm(name: str, arm: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    own = [trial for trial in trials if trial["arm"] == name]
+    own = [trial for trial in trials if trial["arm"] == name and not trial.get("is_superseded")]
     invalid = [trial for trial in own if trial["validity"] == "invalid"]
     return {
         "name": name,

@@ -11,56 +11,119 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from perfsuite.analysis.checks import REASONS
-from perfsuite.analysis.compare import ComparisonResult, counted
+from perfsuite.analysis.compare import ComparisonResult, compare, counted
 from perfsuite.analysis.findings import Finding, find
 from perfsuite.analysis.metrics import METRICS
 from perfsuite.analysis.summary import RunSummary, TrialSummary
 from perfsuite.report.capacity import capacity_lines
 from perfsuite.report.columns import FULL_WIDTH, cut, numbers, wrap
 from perfsuite.report.energy import energy_lines
+from perfsuite.report.headline import headline
 from perfsuite.report.preflight import preflight_lines
+from perfsuite.report.search import search_lines
 from perfsuite.report.server_load import server_load_lines
 from perfsuite.report.text_compare import EMULATED, comparison_lines, format_metric, label_of
+from perfsuite.report.workers import Notes, worker_lines
 from perfsuite.units import format_bytes
 
+_FINDINGS = "findings: what to doubt, and what to do next"
+_CRITICAL = "critical findings: settle these before using the numbers"
 
-def answer_text(summary: RunSummary, comparisons: Sequence[ComparisonResult], *, bundle: str, width: int) -> str:
-    """The comparisons of a run: tables, differences, findings. Without comparisons, the trials."""
-    lines = [*_head(summary, width), ""]
+
+def answer_text(
+    summary: RunSummary,
+    comparisons: Sequence[ComparisonResult],
+    *,
+    bundle: str,
+    width: int,
+    second_bundle: str | None = None,
+) -> str:
+    """The comparisons of a run, or of two runs: the answer and what forbids to use it, then tables, differences, the
+    other findings. Without comparisons, the trials. second_bundle: of the candidates' run, where there are two.
+    """
+    second = next((comparison.second for comparison in comparisons if comparison.second is not None), None)
+    findings = find(summary, comparisons)
+    lines = [*_heads(summary, second, width), "", *_headline_lines(summary, comparisons, findings, width)]
     for comparison in comparisons:
         lines += [*comparison_lines(comparison, summary, width), ""]
     if not comparisons:
         lines += [*_trial_table(summary, width), ""]
-    lines += [*memory, ""] if (memory := capacity_lines(summary, width)) else []
-    lines += _finding_lines(find(summary, comparisons), width)
-    where = f"bundle: {bundle}"
-    lines += ["", where] if len(where) <= width else ["", "bundle:", bundle]
+    for name, run in (("first run", summary), ("second run", second)):
+        label = [] if second is None else [name]
+        for found in (search_lines(run, width), capacity_lines(run, width)) if run else ():
+            lines += [*label, *found, ""] if found else []
+    critical = [finding for finding in findings if finding.severity == "critical"] if comparisons else []
+    rest = [finding for finding in findings if finding not in critical]
+    lines += _finding_lines(rest, width, head=f"further {_FINDINGS}" if critical else _FINDINGS)
+    lines += ["", *_bundle_lines("bundle" if second is None else "first bundle", bundle, width)]
+    lines += _bundle_lines("second bundle", second_bundle, width) if second_bundle is not None else []
     return "\n".join(lines)
+
+
+def _bundle_lines(name: str, path: str, width: int) -> list[str]:
+    where = f"{name}: {path}"
+    return [where] if len(where) <= width else [f"{name}:", path]
+
+
+def _headline_lines(
+    summary: RunSummary, comparisons: Sequence[ComparisonResult], findings: Sequence[Finding], width: int
+) -> list[str]:
+    """The answer in sentences, then each critical finding with its cure; a blank line after both."""
+    sentences = headline(summary, comparisons, findings)
+    lines = [line for sentence in sentences for line in wrap(sentence, width)]
+    lines += [""] if lines else []
+    critical = [finding for finding in findings if finding.severity == "critical"]
+    if comparisons and critical:
+        lines += [*_finding_lines(critical, width, head=_CRITICAL), ""]
+    return lines
+
+
+def _heads(summary: RunSummary, second: RunSummary | None, width: int) -> list[str]:
+    if second is None:
+        return _head(summary, width)
+    lines = _mark_lines(summary.is_emulated or second.is_emulated, width)
+    for name, run in (("first run", summary), ("second run", second)):
+        lines += wrap(f"{name}: {run.scenario.name}, {_facts(run)}", width)
+    return lines
 
 
 def _head(summary: RunSummary, width: int) -> list[str]:
     scenario = summary.scenario
-    marked = f"{EMULATED}: every number below comes from a model of the hardware"
-    lines = wrap(marked, width) if summary.is_emulated else []
+    lines = _mark_lines(summary.is_emulated, width)
     lines += wrap(f"{scenario.name}: {scenario.description}" if scenario.description else scenario.name, width)
+    return lines + wrap(_facts(summary), width)
+
+
+def _mark_lines(is_emulated: bool, width: int) -> list[str]:
+    return wrap(f"{EMULATED}: every number below comes from a model of the hardware", width) if is_emulated else []
+
+
+def _facts(summary: RunSummary) -> str:
+    scenario = summary.scenario
     validity = Counter(trial.validity for trial in summary.trials)
     counts = ", ".join(f"{validity[word]} {word}" for word in ("valid", "degraded", "invalid") if validity[word])
     facts = f"model {scenario.model}, mode {scenario.mode}, seed {scenario.seed}"
     trials = counted(len(summary.trials), "trial") + (f": {counts}" if counts else "")
-    return lines + wrap(f"{facts}; {trials}", width)
+    return f"{facts}; {trials}"
 
 
-def _finding_lines(findings: Sequence[Finding], width: int) -> Iterator[str]:
-    yield "findings: what to doubt, and what to do next" if findings else "findings: none"
+def _finding_lines(findings: Sequence[Finding], width: int, *, head: str = _FINDINGS) -> Iterator[str]:
+    yield head if findings else f"{head.split(':')[0]}: none"
     for finding in findings:
         yield from wrap(f"{finding.severity:<9}{finding.text}", width, indent="  ", hang=11)
         yield from wrap(f"→ {finding.cure}", width, indent=" " * 11, hang=13)
 
 
 def show_text(summary: RunSummary, *, run: Mapping[str, Any], width: int) -> str:
-    """One run: what it was, each trial with its validity and main metrics, the accounting, the servers."""
+    """One run: what it was, the answer in sentences, each trial with its validity and main metrics, the accounting, the
+    servers."""
     lines = [*_run_lines(run, width), *_head(summary, width), ""]
-    lines += [*_trial_table(summary, width), "", *_accounting_lines(summary, width), "", *_server_lines(summary, width)]
+    if run.get("status") != "running":  # too early for an answer
+        comparisons = compare(summary)
+        lines += _headline_lines(summary, comparisons, find(summary, comparisons), width)
+    lines += [*_trial_table(summary, width), ""]
+    lines += [*found, ""] if (found := [*search_lines(summary, width), *_attempt_lines(summary, width)]) else []
+    lines += [*_accounting_lines(summary, width), "", *_server_lines(summary, width)]
     lines += ["", *told] if (told := list(server_load_lines(summary, width))) else []
     for part in (energy_lines(summary, width), capacity_lines(summary, width)):
         lines += ["", *part] if part else []
@@ -90,6 +153,16 @@ def _trial_table(summary: RunSummary, width: int) -> Iterator[str]:
         head = f"{trial.trial:>5} {cut(trial.arm, arm_width):<{arm_width}} {label:<{room}} {trial.validity:<8}"
         values = [format_metric(METRICS[name], trial.metrics[name]) for name in names]
         yield head + (f" {counts[number]:>{counts_width}}" if counts else "") + numbers(values)
+
+
+def _attempt_lines(summary: RunSummary, width: int) -> Iterator[str]:
+    """Which trials were played again, for which reasons, and which attempt counts."""
+    for trial in summary.trials:
+        if trial.is_superseded or trial.attempt:
+            codes = ", ".join(reason.code for reason in trial.reasons if reason.severity == "invalid")
+            why = f"invalid ({codes})" if codes else trial.validity
+            fate = "another attempt of its pair counts" if trial.is_superseded else "counts"
+            yield from wrap(f"trial {trial.trial}, attempt {trial.attempt + 1}: {why}; {fate}", width, hang=2)
 
 
 def _within_run_lines(summary: RunSummary, width: int) -> Iterator[str]:
@@ -137,7 +210,11 @@ def _accounting_lines(summary: RunSummary, width: int) -> Iterator[str]:
 
 
 def _decoding_lines(summary: RunSummary, width: int) -> Iterator[str]:
-    for name, what in (("reasoning_ratio", "output tokens were reasoning"), ("in_line_ratio", "requests decoded live")):
+    for name, what in (
+        ("reasoning_ratio", "output tokens were reasoning"),
+        ("in_line_ratio", "requests decoded live"),
+        ("user_timed_ratio", "answers timed in user space, not by the kernel"),
+    ):
         if ratio := max((getattr(trial, name) or 0.0 for trial in summary.trials), default=0.0):
             yield from wrap(f"up to {ratio:.1%} of a trial's {what}", width)
 
@@ -175,9 +252,15 @@ def _server_lines(summary: RunSummary, width: int) -> Iterator[str]:
             yield from wrap(line, width, indent="  ", hang=4)
 
 
-def check_text(summary: RunSummary, *, run: Mapping[str, Any], width: int) -> str:
-    """Doubt one run: each trial that is not valid with its reasons, what they mean, and what to do next."""
+def check_text(
+    summary: RunSummary, *, run: Mapping[str, Any], width: int, workers: Notes = (), plan_note: str | None = None
+) -> str:
+    """Doubt one run: each trial that is not valid with its reasons, what they mean, and what to do next.
+
+    workers: what the bundle notes of load workers elsewhere. plan_note: how the plan differs from one made now.
+    """
     lines = [*_run_lines(run, width), *_head(summary, width), ""]
+    lines += [*wrap(f"plan: {plan_note}", width), ""] if plan_note is not None else []
     doubtful = [trial for trial in summary.trials if trial.validity != "valid"]
     lines += ["every trial is valid"] if summary.trials and not doubtful else []
     lines += [line for trial in doubtful for line in _doubt_lines(trial, summary, width)]
@@ -186,11 +269,15 @@ def check_text(summary: RunSummary, *, run: Mapping[str, Any], width: int) -> st
     for code in codes:
         lines += wrap(f"{code}: {REASONS[code].meaning}", width)
         lines += wrap(f"→ {REASONS[code].cure}", width, indent="  ", hang=4)
-    return "\n".join([*lines, "", *_finding_lines(find(summary), width)])
+    return "\n".join(
+        [*lines, "", *worker_lines(workers, width), *_finding_lines(find(summary, compare(summary)), width)]
+    )
 
 
 def _doubt_lines(trial: TrialSummary, summary: RunSummary, width: int) -> Iterator[str]:
     where = f"trial {trial.trial}, {trial.arm}, {summary.load_points[trial.load_point].label}, block {trial.block}"
+    where += f", attempt {trial.attempt + 1}" if trial.attempt or trial.is_superseded else ""
+    where += ": another attempt of its pair counts" if trial.is_superseded else ""
     yield from wrap(f"{trial.validity:<9}{where}", width)
     for reason in trial.reasons:
         yield from wrap(f"{reason.code} ({reason.severity}): {reason.detail}", width, indent=" " * 9, hang=11)

@@ -7,9 +7,13 @@ from collections.abc import Iterator, Sequence
 
 from perfsuite.analysis.compare import ComparisonResult, MetricComparison, PointComparison, counted
 from perfsuite.analysis.differences import Difference
-from perfsuite.analysis.equal_service import EqualService
+from perfsuite.analysis.equal_service import EqualLevel, EqualService
+from perfsuite.analysis.findings import codes_by_arm
+from perfsuite.analysis.looks import usable_pairs
 from perfsuite.analysis.metrics import Metric
-from perfsuite.analysis.summary import RunSummary
+from perfsuite.analysis.sequential import Look
+from perfsuite.analysis.stats import SCOUT_PAIRS
+from perfsuite.analysis.summary import RunSummary, TrialSummary
 from perfsuite.report.columns import FULL_WIDTH, headings, note_width, table_row, wrap
 from perfsuite.units import format_bytes, format_duration_s, format_number
 
@@ -33,7 +37,8 @@ _OPTIONAL = frozenset(
 def comparison_lines(comparison: ComparisonResult, summary: RunSummary, width: int) -> Iterator[str]:
     yield from wrap(f"{comparison.candidate} against {comparison.baseline}", width)
     if not comparison.points:
-        yield from wrap(f"no comparison: {comparison.reason}", width)
+        words = f"no comparison: {comparison.reason}" if comparison.reason else "by searches alone, see below"
+        yield from wrap(words, width)
     else:
         yield from wrap(_ratio_words(comparison), width)
     for point in comparison.points:
@@ -55,27 +60,23 @@ _SERVICE_HEADS = {
 def _service_lines(comparison: ComparisonResult, service: EqualService, width: int) -> Iterator[str]:
     """Ratios at equal service with their bands, then the load points on each arm's frontier."""
     marks = [EMULATED] if comparison.emulated else []
-    facts = f"{service.loop} loop, {counted(service.num_pairs, 'pair')}"
+    what = "pair" if comparison.second is None else "trial"
+    facts = f"{service.loop} loop, {counted(service.num_pairs, what)}"
+    facts += "" if comparison.second is None else " a side, unpaired"
     yield from wrap("  ".join([*marks, f"{_SERVICE_HEADS[service.kind]} ({facts})"]), width)
     notes = {level.note for level in service.levels if level.ratio is None}
     if service.note is not None or (len(notes) == 1 and all(level.ratio is None for level in service.levels)):
         yield from wrap(service.note or f"no ratio at any level: {notes.pop()}", width)
         return
     for level in service.levels:
-        words = (
-            f"{level.level:.3g} tok/s/user"
-            if service.kind == "interactivity"
-            else f"{level.level * 100:.0f} % within SLO"
-        )
+        words = format_level(service, level)
         values = [DASH if value is None else format_number(value) for value in (level.baseline, level.candidate)]
         if level.ratio is None:
             lines = textwrap.wrap(level.note or "", note_width(width)) or [""]
             yield from table_row(f"  {words}", values, lines[0], "", "", width)
             yield from (line for more in lines[1:] for line in table_row("", ("", ""), more, "", "", width))
         else:
-            yield from table_row(
-                f"  {words}", values, _with_interval(level.ratio, level.low, level.high), "", "", width
-            )
+            yield from table_row(f"  {words}", values, with_interval(level.ratio, level.low, level.high), "", "", width)
     if service.kind == "interactivity":
         for arm, curve in (
             (comparison.baseline, service.baseline_curve),
@@ -85,6 +86,13 @@ def _service_lines(comparison: ComparisonResult, service: EqualService, width: i
             yield from wrap(
                 f"Pareto frontier of {arm}: {', '.join(names)} (of {counted(len(curve), 'load point')})", width
             )
+
+
+def format_level(service: EqualService, level: EqualLevel) -> str:
+    """A level of service: "97.1 tok/s/user", "99 % within SLO"."""
+    if service.kind == "interactivity":
+        return f"{level.level:.3g} tok/s/user"
+    return f"{level.level * 100:.0f} % within SLO"
 
 
 def _ratio_words(comparison: ComparisonResult) -> str:
@@ -100,12 +108,22 @@ def _point_lines(
     marks = [EMULATED] if comparison.emulated else []
     marks += [point.load_label, _num_trials(point)]
     yield from wrap("  ".join(marks), width)
+    if point.baseline_trials and point.candidate_trials:
+        yield from _table(comparison, point, summary, width)
+    yield from _point_notes(comparison, point, summary, width)
+
+
+def _table(comparison: ComparisonResult, point: PointComparison, summary: RunSummary, width: int) -> Iterator[str]:
     arms = (comparison.baseline, comparison.candidate)
     heads = ("first run", "second run") if point.label == "unpaired" else arms
     yield from table_row("", heads, *headings(width), width)
+    is_widened = point.metric("j_per_output_token").estimate.bound_log > 0
     for row in _shown_rows(point, summary.scenario.primary_metrics):
-        yield from _metric_lines(row, label_of(row.metric, summary), arms, width)
-    yield from _point_notes(point, summary, width)
+        if row.metric.name == "energy_bound_ratio" and is_widened:
+            values = [format_metric(row.metric, value) for value in (row.baseline, row.candidate)]
+            yield from table_row(f"  {row.metric.label}", values, "is in the interval", "", "", width)
+        else:
+            yield from _metric_lines(row, label_of(row.metric, summary), arms, width)
 
 
 def _num_trials(point: PointComparison) -> str:
@@ -153,21 +171,24 @@ def _why_no_ratio(row: MetricComparison, arms: Sequence[str]) -> str:
         return ""  # the energy bound
     if zeros and row.metric.name in ("goodput_per_s", "slo_attainment_ratio"):
         return "no request met the slo" if len(zeros) == 2 else f"no request of {zeros[0]} met the slo"
+    if row.estimate.note is not None and not row.estimate.note.startswith("not computable"):
+        return row.estimate.note
     return "no ratio: " + ("a value is zero" if zeros else "zero in a trial")
 
 
 def ratio_text(row: MetricComparison) -> str:
     """Ratio and 95 % interval: "1.634 [1.601, 1.668]"; the ratio alone where there is no interval."""
-    return _with_interval(row.estimate.ratio, row.estimate.low, row.estimate.high)
+    return with_interval(row.estimate.ratio, row.estimate.low, row.estimate.high)
 
 
-def _with_interval(ratio: float | None, low: float | None, high: float | None) -> str:
+def with_interval(ratio: float | None, low: float | None, high: float | None, *, sign: str = "") -> str:
+    """A ratio, `sign` behind it, and its interval where there is one: "1.448x [1.441, 1.456]"."""
     if low is None or high is None:
-        return _ratio(ratio)
-    return f"{_ratio(ratio)} [{_ratio(low)}, {_ratio(high)}]"
+        return f"{format_ratio(ratio)}{sign}"
+    return f"{format_ratio(ratio)}{sign} [{format_ratio(low)}, {format_ratio(high)}]"
 
 
-def _ratio(value: float | None) -> str:
+def format_ratio(value: float | None) -> str:
     """Three or four digits in at most five columns."""
     if value is None:
         return DASH
@@ -191,38 +212,63 @@ def _percent(value: float) -> str:
     return f"{value * 100:.1f} %"
 
 
-def _point_notes(point: PointComparison, summary: RunSummary, width: int) -> Iterator[str]:
+def _point_notes(
+    comparison: ComparisonResult, point: PointComparison, summary: RunSummary, width: int
+) -> Iterator[str]:
     """Under a table: why there is no verdict, what could have been seen, how many pairs would settle the rest."""
     if not point.comparable:
-        yield from wrap(f"no verdict: {point.reason}", width)
+        invalid = codes_by_arm(t for t in _trials_at(comparison, point, summary) if t.validity == "invalid")
+        yield from wrap(f"no verdict: {point.reason}" + (f"; invalid: {invalid}" if invalid else ""), width)
     primary = [row for row in point.metrics if row.is_primary]
     if point.look is not None:
-        look = point.look
-        yield from wrap(f"look {look.number} of {look.num_looks}, at {look.num_pairs} pairs: {look.reason}", width)
+        yield from wrap(_look_words(comparison, point, point.look, summary), width)
     seen = [
         f"{label_of(row.metric, summary)} {_effect(row.verdict.mde_ratio)}"
         for row in primary
         if row.verdict.mde_ratio is not None
     ]
     if seen:
-        yield from wrap(
-            f"* primary, verdict by Holm-adjusted interval; found with 80 % power: {', '.join(seen)}", width
-        )
+        families = "* primary: verdicts Holm-adjusted among these; those of the other rows among themselves"
+        yield from wrap(f"{families}; found with 80 % power: {', '.join(seen)}", width)
     needs = [
-        f"{label_of(row.metric, summary)} about {row.verdict.pairs_to_settle:,} pairs"
+        f"{label_of(row.metric, summary)} about {max(SCOUT_PAIRS, row.verdict.pairs_to_settle):,} pairs"
         for row in primary
         if row.verdict.word == "inconclusive" and row.verdict.pairs_to_settle is not None
     ]
     if needs:
         yield from wrap(f"to settle, if mean and spread stay: {', '.join(needs)}", width)
     yield from _rank_lines(primary, summary, width)
-    yield from _not_computable(point, width)
+    yield from _not_computable(point, summary, width)
+
+
+def _trials_at(comparison: ComparisonResult, point: PointComparison, summary: RunSummary) -> Iterator[TrialSummary]:
+    """The trials of both arms at a load point, usable or not."""
+    if comparison.second is None:
+        yield from (t for t in summary.trials if t.load_point == point.load_point and t.arm in comparison.arms)
+        return
+    for run in (summary, comparison.second):
+        yield from (t for t in run.trials if t.load_point == point.load_point and t.arm == comparison.arms[0])
+
+
+def _look_words(comparison: ComparisonResult, point: PointComparison, look: Look, summary: RunSummary) -> str:
+    """Which look the verdicts are of, and which pairs the table is without."""
+    if not look.is_reached:
+        return f"before look {look.number} of {look.num_looks}, which is at {look.num_pairs} pairs: {look.reason}"
+    words = f"look {look.number} of {look.num_looks}, at {look.num_pairs} pairs: {look.reason}"
+    trials = list(_trials_at(comparison, point, summary))
+    before, after = ([trial for trial in trials if trial.arm == arm] for arm in comparison.arms)
+    later = len(usable_pairs(before, after)[0]) - point.num_pairs
+    if later:
+        words += f"; {counted(later, 'later pair')} not in the table"
+    if any(row.is_primary and row.estimate.num_pairs < point.num_pairs for row in point.metrics):
+        words += "; a row with fewer pairs was settled by an earlier look"
+    return words
 
 
 def _rank_lines(primary: Sequence[MetricComparison], summary: RunSummary, width: int) -> Iterator[str]:
     """The Hodges-Lehmann estimates, and where they and the t intervals do not say the same of "ratio is 1"."""
     found = [(row, row.estimate.hodges_lehmann) for row in primary if row.estimate.hodges_lehmann is not None]
-    words = [f"{label_of(row.metric, summary)} {_with_interval(hl.ratio, hl.low, hl.high)}" for row, hl in found]
+    words = [f"{label_of(row.metric, summary)} {with_interval(hl.ratio, hl.low, hl.high)}" for row, hl in found]
     if words:
         yield from wrap(f"Hodges–Lehmann, which one wild pair hardly moves: {', '.join(words)}", width)
     unlike = [
@@ -239,10 +285,10 @@ def _effect(mde_ratio: float) -> str:
     return _percent(mde_ratio - 1) if mde_ratio < 2 else "over 100 % only"
 
 
-def _not_computable(point: PointComparison, width: int) -> Iterator[str]:
+def _not_computable(point: PointComparison, summary: RunSummary, width: int) -> Iterator[str]:
     for row in point.metrics:
         if row.is_primary and row.verdict.word is None and row.note and point.comparable:
-            yield from wrap(f"{row.metric.label}: no verdict: {row.note}", width)
+            yield from wrap(f"{label_of(row.metric, summary)}: no verdict: {row.note}", width)
 
 
 def _difference_lines(comparison: ComparisonResult, width: int) -> Iterator[str]:

@@ -29,6 +29,8 @@ class ListedRun(Protocol):
     def num_played(self) -> int | None: ...
     @property
     def problem(self) -> str | None: ...
+    @property
+    def pruned_utc_ns(self) -> int | None: ...
 
 
 def list_text(rows: Sequence[ListedRun], *, width: int) -> str:
@@ -65,6 +67,9 @@ def _with_problems(lines: Sequence[str], rows: Sequence[ListedRun], width: int) 
     for line, row in zip(lines[1:], rows, strict=True):
         yield line
         yield from wrap(row.problem, width, indent="    ", hang=4) if row.problem else []
+        if row.pruned_utc_ns is not None:
+            words = f"raw data removed on {_started(row.pruned_utc_ns)[:10]} by retention; its numbers stay"
+            yield from wrap(words, width, indent="    ", hang=4)
 
 
 def _started(utc_ns: int | None) -> str:

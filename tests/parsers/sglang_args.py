@@ -1,8 +1,8 @@
 # ruff: noqa: T201
 """Feed command lines to SGLang's own parser. Standard input: JSON list of argument lists, after the program.
 
-Standard output: JSON {"version": …, "errors": [null or what the parser says, for each]}. Run by SGLang's Python. A
-deprecated flag counts as refused.
+Standard output: JSON {"version": …, "errors": [null or what the parser says, for each], "options": [[names], …]}.
+Run by SGLang's Python. A deprecated flag counts as refused.
 """
 
 import argparse
@@ -29,4 +29,5 @@ def error_of(parser: argparse.ArgumentParser, arguments: list[str]) -> str | Non
 parser = argparse.ArgumentParser(prog="sglang")
 ServerArgs.add_cli_args(parser)
 errors = [error_of(parser, arguments) for arguments in json.load(sys.stdin)]
-print(json.dumps({"version": version("sglang"), "errors": errors}))
+options = [action.option_strings for action in parser._actions if action.option_strings]
+print(json.dumps({"version": version("sglang"), "errors": errors, "options": options}))

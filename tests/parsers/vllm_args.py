@@ -1,7 +1,8 @@
 # ruff: noqa: T201
 """Feed command lines to vLLM's own parser. Standard input: JSON list of argument lists, after `vllm serve`.
 
-Standard output: JSON {"version": …, "errors": [null or what the parser says, for each]}. Run by vLLM's Python.
+Standard output: JSON {"version": …, "errors": [null or what the parser says, for each], "options": [[names], …]}.
+Run by vLLM's Python.
 """
 
 import contextlib
@@ -27,4 +28,5 @@ def error_of(parser: FlexibleArgumentParser, arguments: list[str]) -> str | None
 
 parser = make_arg_parser(FlexibleArgumentParser(prog="vllm serve"))
 errors = [error_of(parser, arguments) for arguments in json.load(sys.stdin)]
-print(json.dumps({"version": version("vllm"), "errors": errors}))
+options = [action.option_strings for action in parser._actions if action.option_strings]
+print(json.dumps({"version": version("vllm"), "errors": errors, "options": options}))
