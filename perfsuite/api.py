@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import warnings
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,7 @@ from perfsuite.interop.inferencex import inferencex_rows
 from perfsuite.interop.tables import chunks_table, comparisons_table, requests_table, summary_table, withheld_table
 from perfsuite.report.history import Trend
 from perfsuite.results import load_imported, summarise_bundle
+from perfsuite.store.catalog_url import catalog_of
 from perfsuite.store.layout import store_errors
 from perfsuite.store.reading import BundleData, BundleRow, find_bundle, list_bundles, read_bundle
 
@@ -153,11 +156,13 @@ def runs(results: str | Path = "results") -> list[BundleRow]:
 
 
 def history(metric: str, *, results: str | Path = "results", catalog: str | None = None, **wanted: Any) -> list[Trend]:
-    """The histories of a metric in the catalog, the newest first. wanted: scenario, arm, load_point, ratios.
+    """The histories of a metric, the newest first. wanted: scenario, arm, load_point, ratios.
 
-    Raises StoreError without a catalog, UsageError for an unknown metric.
+    catalog: a URL; None = that of PERFSUITE_CATALOG, else catalog.db of `results`, which is made from its bundles when
+    it is missing: one that cannot be read is a warning. Raises StoreError: no such catalog; UsageError: no such metric.
     """
-    return trends(Path(results), metric, catalog=catalog, **wanted)
+    found = catalog_of(catalog, os.environ)
+    return trends(Path(results), metric, catalog=found, on_problem=partial(warnings.warn, stacklevel=2), **wanted)
 
 
 def read_imported(path: str | Path) -> ImportedRun:

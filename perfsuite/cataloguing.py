@@ -2,39 +2,49 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from perfsuite.analysis.compare import compare
-from perfsuite.analysis.history import Night, gate, judge_history
+from perfsuite.analysis.history import gate, judge_history
+from perfsuite.analysis.history_nights import Night
 from perfsuite.analysis.metrics import METRICS, METRICS_VERSION, Metric
 from perfsuite.errors import PerfsuiteError, StoreError, UsageError
-from perfsuite.report.history import Trend
+from perfsuite.report.history import SeriesPoint, Trend
 from perfsuite.results import catalog_run, manifest_sha256, summarise_bundle
 from perfsuite.store.annotations import add_annotation, read_annotations
 from perfsuite.store.catalog import Catalog, KnownRun, open_catalog
+from perfsuite.store.catalog_engine import is_catalog_down
 from perfsuite.store.catalog_rows import CatalogRun
-from perfsuite.store.catalog_series import Series, find_series, read_series
-from perfsuite.store.catalog_url import catalog_url, is_wanted
+from perfsuite.store.catalog_series import RunState, Series, find_series, read_run, read_series
+from perfsuite.store.catalog_url import CATALOG_FILE, catalog_url, is_wanted
 from perfsuite.store.documents import read_manifest
 from perfsuite.store.importing import bundles_in, copy_bundle
-from perfsuite.store.layout import runs_folder
+from perfsuite.store.layout import PRUNED, runs_folder, store_errors
 from perfsuite.store.processes import host_facts
-from perfsuite.store.reading import find_bundle, read_bundle
+from perfsuite.store.reading import damaged_words, find_bundle, read_bundle
 
 OnRun = Callable[[str, str], None]  # run id, what was done with it
+OnProblem = Callable[[str], None]
+Taken = dict[str, tuple[str, ...]]  # added, unchanged, unfinished, pruned: run ids; problems: sentences
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reindexed:
-    """What reindex or import did: run ids, and of bundles that could not be read the reason."""
+    """What reindex or import did: run ids, and of bundles that could not be read the reason.
+
+    pruned  raw data were removed, and the catalog does not have them: their numbers cannot be computed again
+    """
 
     url: str
     added: tuple[str, ...]
     unchanged: tuple[str, ...]
     unfinished: tuple[str, ...] = ()
+    pruned: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
@@ -51,9 +61,11 @@ def reindex(
     folder = runs_folder(results)
     if not folder.is_dir():
         raise StoreError("no results folder", where=str(results), cure="--results DIR names it")
-    with open_catalog(_url(results, catalog)) as opened:
+    url = _url(results, catalog)
+    made = _make_default(results, catalog, on_run)
+    with open_catalog(url) as opened:
         known = opened.known()
-        out = _take_up(opened, _bundles(results), {} if everything else known, on_run)
+        out = made or _take_up(opened, _bundles(results), known, on_run, everything=everything)
         gone = [run for run in known.values() if _is_gone(run, folder)]
         for run in gone:
             opened.remove(run.run_id)
@@ -62,22 +74,32 @@ def reindex(
 
 
 def _take_up(
-    opened: Catalog, paths: Sequence[Path], known: Mapping[str, KnownRun], on_run: OnRun
-) -> dict[str, tuple[str, ...]]:
-    done: dict[str, list[str]] = {"added": [], "unchanged": [], "unfinished": [], "problems": []}
+    opened: Catalog, paths: Sequence[Path], known: Mapping[str, KnownRun], on_run: OnRun, *, everything: bool = False
+) -> Taken:
+    done: dict[str, list[str]] = {"added": [], "unchanged": [], "unfinished": [], "pruned": [], "problems": []}
     for path in paths:
         try:
-            found = "unchanged" if _is_known(path, known.get(path.name)) else _read(path)
-        except PerfsuiteError as error:
-            done["problems"].append(str(error))
+            found = _found(path, known.get(path.name), everything=everything)
+            if isinstance(found, CatalogRun):
+                opened.add(found)
+        except Exception as error:  # one bundle never hides the others
+            if is_catalog_down(error):
+                raise
+            is_told = isinstance(error, PerfsuiteError)
+            done["problems"].append(str(error) if is_told else f"{path}: {damaged_words(error)}")
             on_run(path.name, "cannot be read")
             continue
-        if isinstance(found, CatalogRun):
-            opened.add(found)
         kind = "added" if isinstance(found, CatalogRun) else found
         done[kind].append(path.name)
         on_run(path.name, kind)
     return {kind: tuple(names) for kind, names in done.items()}
+
+
+def _found(path: Path, known: KnownRun | None, *, everything: bool) -> CatalogRun | str:
+    """A bundle to be taken up, or why not: "unchanged", "unfinished" or "pruned"."""
+    if (path / PRUNED).exists():
+        return "pruned" if known is None else "unchanged"
+    return "unchanged" if not everything and _is_known(path, known) else _read(path)
 
 
 def _is_known(path: Path, known: KnownRun | None) -> bool:
@@ -125,22 +147,50 @@ def import_bundles(
 
     if catalog_url(results, catalog) is None:
         return Reindexed(url="none", added=(), unchanged=tuple(path.name for path in copied()))
-    with _open(results, catalog) as opened:
-        return Reindexed(url=opened.shown_url, **_take_up(opened, copied(), opened.known(), on_run))
+    first: list[str] = []
+    with _open(results, catalog, first.append) as opened:
+        taken = _take_up(opened, copied(), opened.known(), on_run)
+    return Reindexed(url=opened.shown_url, **taken | {"problems": (*first, *taken["problems"])})
 
 
-def annotate(results: Path, ref: str, text: str, *, is_accepted: bool, catalog: str | None = None) -> str:
-    """Write a note beside a finished run's bundle and into the catalog; its run id. Raises StoreError."""
+def annotate(
+    results: Path,
+    ref: str,
+    text: str,
+    *,
+    is_accepted: bool,
+    is_explained: bool = False,
+    catalog: str | None = None,
+    on_problem: OnProblem = lambda _text: None,
+) -> str:
+    """Write a note beside a finished run's bundle and into the catalog; its run id.
+
+    Raises StoreError, and then nothing was written: unfinished, damaged, pruned, or the catalog cannot be used.
+    """
     path = find_bundle(results, ref)
     if read_manifest(path)["status"] == "running":
         raise StoreError("the run is not finished", where=str(path), cure="annotate it when it is")
-    add_annotation(path, text, is_accepted=is_accepted)
-    if catalog_url(results, catalog) is not None:
-        with _open(results, catalog) as opened:
-            run = _read(path)
-            if isinstance(run, CatalogRun):
-                opened.add(run)
+    if catalog_url(results, catalog) is None:
+        add_annotation(path, text, is_accepted=is_accepted, is_explained=is_explained)
+        return path.name
+    if (path / PRUNED).exists():
+        raise StoreError(
+            "the run's raw data were removed, so the catalog cannot take it up again with the note",
+            where=str(path),
+            cure="annotate another run of the same level; runs that have a note keep their raw data",
+        )
+    with _open(results, catalog, on_problem) as opened:
+        run = _read(path)
+        add_annotation(path, text, is_accepted=is_accepted, is_explained=is_explained)
+        if isinstance(run, CatalogRun):
+            opened.add(replace(run, annotations=read_annotations(path)))
     return path.name
+
+
+def run_state(results: Path, run_id: str, *, catalog: str | None = None) -> RunState | None:
+    """What a run can say at all; None when the catalog does not have it. Raises StoreError."""
+    with open_catalog(_url(results, catalog), create=False) as opened:
+        return read_run(opened, run_id)
 
 
 def trends(
@@ -152,31 +202,70 @@ def trends(
     arm: str | None = None,
     load_point: str | None = None,
     ratios: bool = False,
+    on_problem: OnProblem = lambda _text: None,
 ) -> list[Trend]:
     """The histories of a metric, judged (analysis/history.py), the one with the newest run first.
 
-    Raises UsageError: no such metric; StoreError: no catalog, or it cannot be used.
+    on_problem: told of each bundle that could not be read when the default catalog was made for this question. Raises
+    UsageError: no such metric; StoreError: no catalog, or it cannot be used.
     """
     if metric not in METRICS:
         raise UsageError("no such metric", found=metric, cure="docs/metrics.md has their names")
-    with _open(results, catalog, create=False) as opened:
+    with _open(results, catalog, on_problem, create=False) as opened:
         keys = find_series(opened, metric, scenario=scenario, arm=arm, load_point=load_point, ratios=ratios)
         return [judge(read_series(opened, key)) for key in keys]
 
 
 def judge(series: Series) -> Trend:
-    """A series with its change points and the gate on its newest run; a metric without a better side has neither."""
+    """A series with its change points and the gate on its newest run; a metric without a better side has neither.
+
+    Values that are not above 0 have no logarithm: these runs are in `left_out`, and not in the series that is judged. A
+    newest run that was left out is not gated.
+    """
     metric = METRICS[series.key.metric]
-    if not _has_verdict(metric) or any(point.value <= 0 for point in series.points):
+    if not _has_verdict(metric):
         return Trend(series=series, metric=metric, history=None, gate=None)
-    nights = [
-        Night(run_id=point.run_id, utc_ns=point.utc_ns, value=point.value, facts=point.facts) for point in series.points
+    left_out = tuple(point for point in series.points if point.value <= 0)
+    judged = replace(series, points=tuple(point for point in series.points if point.value > 0))
+    if not judged.points:
+        return Trend(series=judged, metric=metric, history=None, gate=None, left_out=left_out)
+    newest = judged.points[-1]
+    is_gated = newest == series.points[-1]
+    return Trend(
+        series=judged,
+        metric=metric,
+        history=judge_history(nights_of(judged.points), metric, accepted=accepted_runs(judged.points)),
+        gate=gate(baseline_values(judged.points[:-1], metric), newest.value, metric) if is_gated else None,
+        left_out=left_out,
+    )
+
+
+def nights_of(points: Sequence[SeriesPoint]) -> list[Night]:
+    """Points of a series as analysis/history.py takes them."""
+    return [
+        Night(run_id=point.run_id, utc_ns=point.utc_ns, value=point.value, facts=point.facts, canary=point.canary)
+        for point in points
     ]
-    accepted = [point.run_id for point in series.points if any(note.is_accepted for note in point.notes)]
-    history = judge_history(nights, metric, accepted=accepted)
-    before = judge_history(nights[:-1], metric, accepted=accepted).baseline if len(nights) > 1 else None
-    level = [night.value for night in nights[before.start : before.stop]] if before is not None else []
-    return Trend(series=series, metric=metric, history=history, gate=gate(level, nights[-1].value, metric))
+
+
+def accepted_runs(points: Sequence[SeriesPoint]) -> list[str]:
+    """Runs with a note that accepts their level."""
+    return [point.run_id for point in points if any(note.is_accepted for note in point.notes)]
+
+
+def complete_runs(points: Sequence[SeriesPoint]) -> list[SeriesPoint]:
+    """Those that may be a baseline: a run that was interrupted, failed or recovered has a part of its trials."""
+    return [point for point in points if point.status == "complete"]
+
+
+def baseline_values(points: Sequence[SeriesPoint], metric: Metric) -> list[float]:
+    """What the next run is held against, in a history as in a nightly: the values of the stable segment of the complete
+    runs among these; none without any."""
+    nights = nights_of(complete_runs(points))
+    if not nights:
+        return []
+    segment = judge_history(nights, metric, accepted=accepted_runs(points)).baseline
+    return [night.value for night in nights[segment.start : segment.stop]]
 
 
 def _has_verdict(metric: Metric) -> bool:
@@ -191,14 +280,42 @@ def _url(results: Path, catalog: str | None) -> str:
 
 
 @contextmanager
-def _open(results: Path, catalog: str | None, *, create: bool = True) -> Iterator[Catalog]:
+def _open(results: Path, catalog: str | None, on_problem: OnProblem, *, create: bool = True) -> Iterator[Catalog]:
     """The catalog; the default one is made, with every bundle of the folder, when it is asked for first."""
     url = _url(results, catalog)
-    is_first = not is_wanted(results, catalog) and runs_folder(results).is_dir()
-    with open_catalog(url, create=create or is_first) as opened:
-        if is_first:
-            _take_up(opened, _bundles(results), {}, lambda _run, _what: None)
+    made = _make_default(results, catalog, lambda _run, _what: None)
+    for problem in made["problems"] if made is not None else ():
+        on_problem(problem)
+    with open_catalog(url, create=create) as opened:
         yield opened
+
+
+def _make_default(results: Path, catalog: str | None, on_run: OnRun) -> Taken | None:
+    """Make catalog.db with every bundle of the folder, whole or not at all.
+
+    None: it is there, another one is in use, or the folder has no runs.
+    """
+    if is_wanted(results, catalog) or not runs_folder(results).is_dir():
+        return None
+    target = results / CATALOG_FILE
+    with (
+        store_errors("cannot make the catalog", target),
+        TemporaryDirectory(prefix=".catalog-", dir=results, ignore_cleanup_errors=True) as folder,
+    ):
+        with open_catalog(_url(Path(folder), None)) as opened:
+            taken = _take_up(opened, _bundles(results), {}, on_run)
+        _give_name(Path(folder) / CATALOG_FILE, target)
+    return taken
+
+
+def _give_name(made: Path, target: Path) -> None:
+    """A catalog that another process made in the meantime stays."""
+    try:
+        os.link(made, target)
+    except FileExistsError:
+        return
+    except OSError:  # a file system without links
+        made.replace(target)
 
 
 def _bundles(results: Path) -> list[Path]:

@@ -5,16 +5,17 @@ stdout carries the result, stderr the progress and the errors. Imports inside th
 
 from __future__ import annotations
 
+import io
 import os
+import select
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from perfsuite.cli_catalog import add_verbs
+from perfsuite.cli_live import live_view
 from perfsuite.cli_options import DEFAULT_RESULTS, Catalog, Json, Results, Run, ScenarioPath, Seed
 from perfsuite.cli_options import print_json as _print_json
 from perfsuite.cli_options import width as _width
@@ -24,7 +25,6 @@ from perfsuite.errors import NoValidComparison, PerfsuiteError, UsageError
 
 if TYPE_CHECKING:
     from perfsuite.load.spawning import Line
-    from perfsuite.report.live import Live
     from perfsuite.results import Answer
     from perfsuite.scenario.plan import Plan
 
@@ -40,14 +40,28 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point of the `perfsuite` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # no answer is lost to a terminal that is not UTF-8
     try:
         app(prog_name="perfsuite")
     except PerfsuiteError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+    except SystemExit as stop:  # typer makes 1 of any broken pipe, without a word
+        if isinstance(stop.__context__, BrokenPipeError):
+            _end_of_pipe(stop.__context__)
+        raise
+
+
+def _end_of_pipe(error: BrokenPipeError) -> None:
+    """Exit 141 when nobody reads stdout any more; a broken pipe of another kind is raised again."""
+    poll = select.poll()
+    poll.register(1, select.POLLOUT)
+    if not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+        raise error
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.exit(141)
 
 
 def _version(value: bool) -> None:
@@ -125,14 +139,15 @@ def run(
     if scheduler != "process":
         from perfsuite.integrations.schedulers import scheduled_workers
 
-        with scheduled_workers(scheduler, workers or 1) as spawned:
-            answer = _run(scenario, results, seed, len(spawned), spawned, catalog)
+        with scheduled_workers(scheduler, workers, scenario, seed) as spawned:
+            answer = _run(scenario, results, seed, len(spawned), spawned, catalog, is_asked=workers is not None)
+            _print_answer(answer, json=json)  # before the scheduler says that a worker of its own was late
     else:
         with spawned_workers(1) as spawned:  # it gets ready while this process imports the rest and plans
-            answer = _run(scenario, results, seed, workers, spawned, catalog)
-    _print_answer(answer, json=json)
+            answer = _run(scenario, results, seed, workers, spawned, catalog, is_asked=workers is not None)
+        _print_answer(answer, json=json)
     if answer.summary.scenario.profile is not None:
-        profile_after_run(scenario, results, seed, _live_view, quiet=json)
+        profile_after_run(scenario, results, seed, live_view, quiet=json)
     if answer.catalog_problem:
         print(f"warning: {answer.catalog_problem}", file=sys.stderr)
     _refuse_incomparable(answer)
@@ -141,8 +156,9 @@ def run(
 
 
 def _run(
-    scenario: Path, results: Path, seed: int | None, workers: int | None, spawned: list[Line], catalog: str | None
-) -> Answer:
+    scenario: Path, results: Path, seed: int | None, workers: int | None, spawned: list[Line], catalog: str | None,
+    *, is_asked: bool,
+) -> Answer:  # fmt: skip
     from perfsuite.prepare import choose_workers, prepare
     from perfsuite.run import run_scenario
     from perfsuite.run_state import stop_on_signals
@@ -150,15 +166,13 @@ def _run(
 
     catalog_url(results, catalog)  # a wrong one is refused before anything starts
     prepared = prepare(scenario, seed=seed)
-    num_workers = workers or choose_workers(prepared)
+    num = workers or choose_workers(prepared)
     mark = "EMULATED " if any(arm.engine == "emulated" for arm in prepared.scenario.arms.values()) else ""
-    chosen = "asked for" if workers else "chosen from the load and the cores"
-    print(f"{mark}load workers: {num_workers} ({chosen})", file=sys.stderr, flush=True)
-    print(f"{mark}{_calibration_note(prepared.plan, num_workers)}", file=sys.stderr, flush=True)
-    with stop_on_signals() as stop, _live_view() as on_live:
-        return run_scenario(
-            prepared, results, stop=stop, on_live=on_live, workers=num_workers, spawned=spawned, catalog=catalog
-        )
+    chosen = "asked for" if is_asked else "chosen from the load and the cores"
+    note = _calibration_note(prepared.plan, num)
+    print(f"{mark}load workers: {num} ({chosen})\n{mark}{note}", file=sys.stderr, flush=True)
+    with stop_on_signals() as stop, live_view() as live:
+        return run_scenario(prepared, results, stop=stop, on_live=live, workers=num, spawned=spawned, catalog=catalog)
 
 
 @app.command("list")
@@ -177,8 +191,11 @@ def show(run: Run = "last", results: Results = DEFAULT_RESULTS, json: Json = Fal
     """Show one run: arms, trials with validity, metrics, accounting."""
     from perfsuite.report.json import summary_json
     from perfsuite.report.text import show_text
-    from perfsuite.results import load_run
+    from perfsuite.results import kept_answer, load_run
 
+    if json and (kept := kept_answer(results, run)) is not None:
+        _print_json(kept)
+        return
     data, summary = load_run(results, run)
     _print_json(summary_json(summary, run=data.manifest)) if json else print(
         show_text(summary, run=data.manifest, width=_width())
@@ -187,20 +204,21 @@ def show(run: Run = "last", results: Results = DEFAULT_RESULTS, json: Json = Fal
 
 @app.command()
 def check(run: Run = "last", results: Results = DEFAULT_RESULTS, json: Json = False) -> None:
-    """Doubt one run: validity of each trial with reasons, and what to do next. Exit 3 when a trial is invalid."""
+    """Doubt one run: validity of each trial, reasons, what to do next. Exit 3 when a trial that counts is invalid."""
     from perfsuite.report.json import check_json
     from perfsuite.report.text import check_text
-    from perfsuite.results import load_run, refuse_damaged
+    from perfsuite.results import load_run, refuse_damaged, worker_notes
+    from perfsuite.store.planned import plan_note
 
     data, summary = load_run(results, run)
     refuse_damaged(data.path)
-    _print_json(check_json(summary, run=data.manifest)) if json else print(
-        check_text(summary, run=data.manifest, width=_width())
+    workers, note = worker_notes(data.path), plan_note(data.path, data.manifest)
+    _print_json(check_json(summary, run=data.manifest, workers=workers, plan_note=note)) if json else print(
+        check_text(summary, run=data.manifest, workers=workers, plan_note=note, width=_width())
     )
-    invalid = [t.trial for t in summary.trials if t.validity == "invalid"]
-    if invalid:
-        verb = "is" if len(invalid) == 1 else "are"
-        raise NoValidComparison(f"{len(invalid)} of {len(summary.trials)} trials {verb} invalid")
+    num = sum(t.validity == "invalid" and not summary.is_repeated(t) for t in summary.trials)
+    if num:
+        raise NoValidComparison(f"{num} of {len(summary.trials)} trials {'is' if num == 1 else 'are'} invalid")
 
 
 @app.command()
@@ -215,6 +233,8 @@ def compare(
 
     answer = compare_runs(results, run, other)
     if not answer.comparisons:
+        if other is not None:
+            raise UsageError("the runs have no arm in common", cure="name runs with an arm of the same name")
         raise UsageError("this run has no comparison", cure="name a second run to compare it with")
     _print_answer(answer, json=json)
     _refuse_incomparable(answer)
@@ -301,6 +321,10 @@ def emulate(
     dialect: Annotated[str, typer.Option(help="Whose API and metrics it speaks: vllm, sglang or trtllm.")] = "vllm",
     stream_interval: Annotated[int, typer.Option(min=1, help="Tokens in a chunk, after the first.")] = 1,
     draft_tokens: Annotated[int, typer.Option(min=0, help="Speculative tokens for each decode.")] = 0,
+    counter_jitter: Annotated[float, typer.Option(help="GPU counters refresh every 100 ms ± this ratio of it.")] = 0.0,
+    counter_reset: Annotated[float | None, typer.Option(help="Seconds until the energy counters restart.")] = None,
+    gpu_read_min: Annotated[float, typer.Option(help="Shortest reading of the GPUs, in seconds.")] = 0.0,
+    gpu_read_max: Annotated[float, typer.Option(help="Longest reading of the GPUs, in seconds.")] = 0.0,
 ) -> None:
     """Serve the embedded engine, a model of 8×B200, in vLLM's, SGLang's or TensorRT-LLM's API. Ctrl-C stops it."""
     from perfsuite.emulator.config import EmulatorConfig
@@ -320,6 +344,10 @@ def emulate(
         dialect=dialect,
         stream_interval=stream_interval,
         draft_tokens=draft_tokens,
+        counter_jitter_ratio=counter_jitter,
+        counter_reset_s=counter_reset,
+        gpu_read_min_s=gpu_read_min,
+        gpu_read_max_s=gpu_read_max,
     )
     serve(config, on_ready=lambda url: print(f"emulated engine at {url} (its numbers are emulated)", file=sys.stderr))
 
@@ -340,10 +368,11 @@ def _print_answer(answer: Answer, *, json: bool) -> None:
     from perfsuite.report.text import answer_text
 
     summary, comparisons, bundle = answer.summary, answer.comparisons, str(answer.path)
+    second = None if answer.second_path is None else str(answer.second_path)
     if json:
-        _print_json(answer_json(summary, comparisons, bundle=bundle))
+        _print_json(answer_json(summary, comparisons, bundle=bundle, second_bundle=second))
     else:
-        print(answer_text(summary, comparisons, bundle=bundle, width=_width()))
+        print(answer_text(summary, comparisons, bundle=bundle, second_bundle=second, width=_width()))
 
 
 def _refuse_incomparable(answer: Answer) -> None:
@@ -354,44 +383,5 @@ def _refuse_incomparable(answer: Answer) -> None:
         )
 
 
-@contextmanager
-def _live_view() -> Iterator[Any]:
-    """A function that shows a Live value: redrawn in place on a terminal, a line a change when piped."""
-    from rich.console import Console
-
-    from perfsuite.report.live import HISTORY, live_line, live_view
-
-    console = Console(stderr=True, no_color=bool(os.environ.get("NO_COLOR")) or None)
-    if not console.is_terminal:
-        yield _line_printer(live_line)
-        return
-    from collections import deque
-
-    from rich.live import Live as RichLive
-    from rich.text import Text
-
-    history: deque[Live] = deque(maxlen=HISTORY)
-    with RichLive(console=console, refresh_per_second=4, transient=True) as view:
-
-        def on_live(live: Live) -> None:
-            history.append(live)
-            view.update(Text(live_view(live, width=console.width, history=history)))
-
-        yield on_live
-
-
-def _line_printer(live_line: Any) -> Any:
-    """Print a line when block, step or trial changes, and none for progress in between."""
-    last: list[tuple[Any, ...]] = []
-
-    def on_live(live: Live) -> None:
-        key = (live.step, live.block, live.trial)
-        if last != [key]:
-            last[:] = [key]
-            print(live_line(live), file=sys.stderr, flush=True)
-
-    return on_live
-
-
-add_profile(app, _live_view)
-add_site(app, _live_view)
+add_profile(app, live_view)
+add_site(app, live_view)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from perfsuite.cli_options import DEFAULT_RESULTS, Catalog, Json, Results, Run, print_json, width
+from perfsuite.cli_shards import add_shards
 from perfsuite.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ def add_verbs(app: typer.Typer) -> None:
     app.command()(export)
     app.command()(history)
     app.command()(annotate)
+    add_shards(app)
 
 
 def reindex(
@@ -76,7 +78,11 @@ def export(
     run: Run = "last",
     format: Annotated[
         str,
-        typer.Option("--format", help="inferencex, openmetrics, csv, parquet or github-action-benchmark."),
+        typer.Option(
+            "--format",
+            help="csv, parquet, openmetrics, inferencex, "
+            "github-action-benchmark-bigger, github-action-benchmark-smaller.",
+        ),
     ] = "csv",
     out: Annotated[Path | None, typer.Option("--out", help="File, of parquet and csv a folder; else stdout.")] = None,
     results: Results = DEFAULT_RESULTS,
@@ -105,7 +111,9 @@ def history(
     found = [
         trend
         for name in metric
-        for trend in trends(results, name, catalog=catalog, scenario=scenario, arm=arm, load_point=load, ratios=ratio)
+        for trend in trends(
+            results, name, catalog=catalog, scenario=scenario, arm=arm, load_point=load, ratios=ratio, on_problem=_warn
+        )
     ]
     print_json(history_json(found)) if json else print(history_text(found, width=width()))
 
@@ -114,13 +122,23 @@ def annotate(
     run: Run,
     text: Annotated[str, typer.Argument(metavar="TEXT", help="What is to be known about the run.")],
     accept: Annotated[bool, typer.Option("--accept", help="The level from this run on is the new normal.")] = False,
+    explained: Annotated[bool, typer.Option("--explained", help="The cause is known; the baseline stays.")] = False,
     results: Results = DEFAULT_RESULTS,
     catalog: Catalog = None,
 ) -> None:
     """Write a note beside a run; histories show it, and --accept moves their baseline."""
     from perfsuite.cataloguing import annotate as annotate_run
 
-    print(f"noted beside {annotate_run(results, run, text, is_accepted=accept, catalog=catalog)}")
+    if accept and explained:
+        raise UsageError("--accept and --explained", cure="one of them: accepted is the new normal, explained is not")
+    noted = annotate_run(
+        results, run, text, is_accepted=accept, is_explained=explained, catalog=catalog, on_problem=_warn
+    )
+    print(f"noted beside {noted}")
+
+
+def _warn(problem: str) -> None:
+    print(f"warning: {problem}", file=sys.stderr, flush=True)
 
 
 def _progress(run_id: str, what: str) -> None:
@@ -130,7 +148,7 @@ def _progress(run_id: str, what: str) -> None:
 def _report(done: Reindexed) -> None:
     """What was done, on stdout. Raises StoreError when bundles could not be read."""
     parts = [("added", done.added), ("unchanged", done.unchanged), ("unfinished", done.unfinished)]
-    parts.append(("removed", done.removed))
+    parts += [("pruned", done.pruned), ("removed", done.removed)]
     print(f"catalog {done.url}: " + (", ".join(f"{len(runs)} {word}" for word, runs in parts if runs) or "no runs"))
     if done.problems:
         raise StoreError(f"{len(done.problems)} bundles could not be read", found="\n".join(done.problems))

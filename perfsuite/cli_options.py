@@ -26,10 +26,12 @@ DEFAULT_RESULTS = Path("results")
 
 
 def print_json(value: Any) -> None:
-    """A JSON document on stdout."""
+    """A JSON document on stdout; escaped where that is not UTF-8."""
     import json
+    import sys
 
-    print(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False))
+    is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    print(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=not is_utf8))
 
 
 def width() -> int:

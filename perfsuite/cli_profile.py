@@ -77,8 +77,9 @@ def _profile(
     scenario: Path, results: Path, seed: int | None, changes: dict[str, Any], html: Path | None, live_view: LiveView
 ) -> tuple[ProfileReport, Path]:
     """The report of a profile run, and where its pictures go: into the bundle unless said otherwise."""
-    from perfsuite.profile_run import PROFILES, profile_scenario
+    from perfsuite.profile_run import profile_scenario
     from perfsuite.run_state import stop_on_signals
+    from perfsuite.store.layout import PROFILES
 
     with stop_on_signals() as stop, live_view() as on_live:
         profiled = profile_scenario(scenario, results, stop=stop, on_live=on_live, seed=seed, changes=changes)
@@ -114,8 +115,10 @@ def _write_pictures(report: ProfileReport, path: Path) -> None:
 def _profile_self(scenario: Path | None, results: Path, *, json: bool) -> None:
     from perfsuite.profiling.own import profile_own
     from perfsuite.report.profile_own import own_json, own_text
+    from perfsuite.scenario.files import load_scenario
 
     if scenario is None:
         raise UsageError("--self plays a scenario", cure="name one: perfsuite profile --self SCENARIO")
+    load_scenario(scenario)
     own = profile_own(scenario, results)
     print_json(own_json(own)) if json else print(own_text(own, width=width()))

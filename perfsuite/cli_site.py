@@ -59,6 +59,8 @@ def add_nightly(app: typer.Typer, live_view: LiveView) -> None:
         failed = [entry for entry in night.entries if entry.state == "failed"]
         if failed:
             raise NoValidComparison(f"{len(failed)} of {len(night.entries)} scenarios failed", found=failed[0].problem)
+        if night.num_unjudged:
+            raise NoValidComparison(f"{night.num_unjudged} gated values with a history were not measured")
 
 
 def _player(results: Path, catalog: str | None, live_view: LiveView) -> Callable[[Path], str]:
@@ -87,12 +89,18 @@ def build(
     catalog: Catalog = None,
     details: Annotated[int, typer.Option("--details", min=0, help="Newest runs with a page of their own.")] = 100,
     title: Title = "perfsuite",
+    interactivity: Annotated[
+        list[float] | None,
+        typer.Option(help="Tok/s/user at which the trends are read off too; may be given again.", min=0.001),
+    ] = None,
 ) -> None:
     """Write the site; data files of runs that did not change are kept."""
     from perfsuite.dashboard import build_site
 
     _refuse_missing(results)
-    built = build_site(results, out, catalog=catalog, num_details=details, title=title, on_step=_say)
+    built = build_site(
+        results, out, catalog=catalog, num_details=details, title=title, interactivity=interactivity or (), on_step=_say
+    )
     for problem in built.problems:
         print(f"warning: {problem}", file=sys.stderr)
     print(f"{built.path / 'index.html'}: {built.num_runs} runs, {built.num_details} with a page of their own")

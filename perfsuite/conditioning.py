@@ -11,16 +11,16 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from perfsuite.analysis.conditions import SETTLED_C_PER_MIN, slope_c_per_min
+from perfsuite.analysis.conditions import SETTLED_C_PER_MIN, conditioning_s, slope_c_per_min
 from perfsuite.errors import NoValidComparison, UsageError
 from perfsuite.load.order import PlayOrder, Target
 from perfsuite.load.workers import LoadWorkers
 from perfsuite.scenario.schema import TelemetrySettings
 from perfsuite.telemetry.sampler import Sampler
+from perfsuite.telemetry.source import SamplerStatus
 
-IDLE_S = 5.0
+FIRST_SAMPLES_S = 3.0  # the first samples are waited for so long
 SETTLE_RATIO = 0.25  # of the idle time passes before it counts: clocks and power fall first
-SOAK_S = 180.0
 SOAK_SPAN_S = 60.0  # the slope is taken over so much
 SOAK_STEP_S = 2.0
 SOAK_PAIR = 1_000_000  # pairs beyond every plan's, so that a soak's prompts are no trial's
@@ -65,7 +65,7 @@ def condition_gpus(
 
     Raises NoValidComparison when power is required and the GPUs cannot be sampled.
     """
-    status = sampler.status()
+    status = _first_status(sampler, stop_level)
     if settings.require_power and num_gpus and (status.reason or status.source == "none"):
         raise NoValidComparison(
             "the scenario requires power, and the GPUs cannot be sampled",
@@ -74,15 +74,25 @@ def condition_gpus(
             cure="`perfsuite telemetry probe` says what the GPUs tell",
         )
     is_real = status.source != "none" and not status.source.startswith("emulator:") and status.reason is None
-    idle_s = settings.idle if settings.idle is not None else IDLE_S * is_real
-    soak_s = settings.soak if settings.soak is not None else SOAK_S * is_real
     if status.source == "none":
         return
+    idle_s, soak_s = conditioning_s(settings, is_real=is_real)
     if idle_s:
-        t0_ns, t1_ns = wait_idle(idle_s, stop_level)
-        event("idle", block=block, t0_ns=t0_ns, t1_ns=t1_ns)
+        idle = wait_idle(idle_s, stop_level)
+        if idle is not None:
+            event("idle", block=block, t0_ns=idle[0], t1_ns=idle[1])
     if soak_s and not stop_level():
         event("soak", block=block, **soak(play, lambda: sampler.status().temperature_c, soak_s, stop_level))
+
+
+def _first_status(sampler: Sampler, stop_level: Callable[[], int]) -> SamplerStatus:
+    """The status when the first samples have come: those of another host come later than the first reading."""
+    deadline_s = time.monotonic() + FIRST_SAMPLES_S
+    while (status := sampler.status()).state == "sampling" and not stop_level() and time.monotonic() < deadline_s:
+        if status.num_rows and status.reason is None:
+            break
+        time.sleep(0.05)
+    return status
 
 
 def soak_play(
@@ -108,11 +118,13 @@ def soak_play(
     return play
 
 
-def wait_idle(idle_s: float, stop_level: Callable[[], int]) -> tuple[int, int]:
-    """Do nothing for idle_s; begin and end of the part that counts, monotonic nanoseconds."""
+def wait_idle(idle_s: float, stop_level: Callable[[], int]) -> tuple[int, int] | None:
+    """Do nothing for idle_s; begin and end of the part that counts, monotonic nanoseconds. None when it was stopped."""
     start_ns = time.monotonic_ns()
     end_ns = start_ns + round(idle_s * 1e9)
-    while (left_s := (end_ns - time.monotonic_ns()) / 1e9) > 0 and not stop_level():
+    while (left_s := (end_ns - time.monotonic_ns()) / 1e9) > 0:
+        if stop_level():
+            return None
         time.sleep(min(left_s, 0.1))
     return start_ns + round(SETTLE_RATIO * idle_s * 1e9), time.monotonic_ns()
 

@@ -22,16 +22,26 @@ from perfsuite.analysis.metrics import METRICS_VERSION
 from perfsuite.cataloguing import reindex, trends
 from perfsuite.errors import PerfsuiteError, StoreError
 from perfsuite.interop.export import openmetrics_text
+from perfsuite.operating_points import fixed_trends
 from perfsuite.report.history import Trend
 from perfsuite.report.openmetrics import merge_openmetrics
 from perfsuite.report.site import SITE_VERSION, SiteRun, data_script, run_file, run_slug, site_files
 from perfsuite.report.site_run import run_data
-from perfsuite.report.site_views import newest_of_each
 from perfsuite.results import conclude, load_run, manifest_sha256
-from perfsuite.store.annotations import read_annotations
+from perfsuite.store.annotations import ANNOTATIONS, read_annotations
 from perfsuite.store.catalog_url import catalog_url
 from perfsuite.store.documents import read_document, read_lines, read_manifest
-from perfsuite.store.layout import MANIFEST, SCENARIO_RESOLVED, SERVERS, SUMMARY, store_errors, write_atomically
+from perfsuite.store.layout import (
+    KERNEL_PROFILE,
+    MANIFEST,
+    PROFILES,
+    PRUNED,
+    SCENARIO_RESOLVED,
+    SERVERS,
+    SUMMARY,
+    store_errors,
+    write_atomically,
+)
 from perfsuite.store.reading import BundleRow, list_bundles, read_bundle
 
 TREND_METRICS = (
@@ -42,7 +52,7 @@ NUM_DETAILS = 100
 SCRIPTS = (
     "vendor/echarts.min.js", "site/core.js", "site/format.js", "site/table.js", "site/chart.js",
     "site/view_overview.js", "site/view_pareto.js", "site/view_compare.js", "site/view_trend.js",
-    "site/view_timeline.js", "site/view_run.js", "site/view_nights.js", "site/app.js",
+    "site/view_timeline.js", "site/view_run.js", "site/view_profile.js", "site/view_nights.js", "site/app.js",
 )  # fmt: skip
 _COPIED = (
     *SCRIPTS,
@@ -52,8 +62,13 @@ _COPIED = (
     "vendor/LICENSE-zrender",
     "vendor/README.md",
 )
-PRUNED = "pruned.json"  # in a bundle whose raw data a nightly removed: when, and what
 _KNOWN = "known.json"  # in the site: run id -> what its data file was made of
+
+_UNREADABLE = (
+    "# TYPE perfsuite_unreadable_runs gauge\n"
+    "# HELP perfsuite_unreadable_runs newest runs of a scenario that are damaged, or whose raw data were removed\n"
+    "perfsuite_unreadable_runs {} {:.3f}\n# EOF\n"
+)
 
 OnStep = Callable[[str], None]
 
@@ -83,21 +98,25 @@ def build_site(
     catalog: str | None = None,
     num_details: int = NUM_DETAILS,
     title: str = "perfsuite",
+    interactivity: Sequence[float] = (),
     on_step: OnStep = lambda _text: None,
 ) -> Built:
     """Write the site of a results folder; data files of runs that did not change are kept.
 
-    catalog: see store/catalog_url.py; "none" leaves the histories out. Raises StoreError.
+    catalog: see store/catalog_url.py; "none" leaves the histories out. interactivity: tok/s/user at which histories
+    are read off too, beside the levels that are chosen. Raises StoreError.
     """
     on_step("reading runs")
     runs, problems = read_runs(results, num_details)
     on_step("reading histories")
     found, trouble = _trends(results, catalog)
+    fixed = fixed_trends(found, levels=interactivity)
     assets = assets_folder()
     with store_errors("cannot read the site's own files", assets):
         template = (assets / "site" / "index.html").read_text(encoding="utf-8")
     files = site_files(
-        runs, found, template=template, scripts=SCRIPTS, now_utc_ns=time.time_ns(), version=_version(), title=title
+        runs, found, fixed, template=template, scripts=SCRIPTS, now_utc_ns=time.time_ns(), version=_version(),
+        title=title,
     )  # fmt: skip
     with store_errors("cannot write the site", out):
         for name in ("data/runs", "site", "vendor"):
@@ -142,7 +161,7 @@ def _site_run(row: BundleRow, problems: list[str], *, has_detail: bool) -> SiteR
         scenario = read_document(row.path / SCENARIO_RESOLVED)
         return SiteRun(
             run_id=row.run_id, manifest=manifest, answer=answer, scenario=scenario, problem=_problem(row),
-            has_detail=has_detail,
+            has_detail=has_detail, annotations=read_annotations(row.path),
         )  # fmt: skip
     except PerfsuiteError as error:
         problems.append(str(error))
@@ -154,7 +173,7 @@ def _site_run(row: BundleRow, problems: list[str], *, has_detail: bool) -> SiteR
 
 
 def _problem(row: BundleRow) -> str | None:
-    return "raw data were removed, as asked for" if (row.path / PRUNED).exists() else row.problem
+    return row.problem or ("raw data were removed, as asked for" if row.pruned_utc_ns is not None else None)
 
 
 def _answer(path: Path) -> dict[str, Any]:
@@ -170,17 +189,18 @@ def _answer(path: Path) -> dict[str, Any]:
 
 
 def _trends(results: Path, catalog: str | None) -> tuple[list[Trend], list[str]]:
-    """The histories with at least two runs; and why there are none."""
+    """The histories with at least two runs; and why there are none, or which bundles are not in them."""
     if catalog_url(results, catalog) is None or not results.is_dir():
         return [], []
+    problems: list[str] = []
     try:
         if (results / "runs").is_dir():
-            reindex(results, catalog=catalog)
+            problems += [f"not in the histories: {text}" for text in reindex(results, catalog=catalog).problems]
         found = [t for name in TREND_METRICS for t in trends(results, name, catalog=catalog)]
         found += [t for name in RATIO_METRICS for t in trends(results, name, catalog=catalog, ratios=True)]
     except StoreError as error:
-        return [], [f"no histories: {error}"]
-    return [trend for trend in found if len(trend.series.points) > 1], []
+        return [], [*problems, f"no histories: {error}"]
+    return [trend for trend in found if len(trend.series.points) > 1], problems
 
 
 def _write_details(results: Path, out: Path, runs: Sequence[SiteRun], problems: list[str]) -> None:
@@ -206,7 +226,9 @@ def _write_details(results: Path, out: Path, runs: Sequence[SiteRun], problems: 
 
 def _mark(path: Path) -> str:
     annotations = json.dumps(read_annotations(path), default=str)
-    text = f"{SITE_VERSION} {METRICS_VERSION} {_version()} {manifest_sha256(path)} {annotations}"
+    profile = path / PROFILES / KERNEL_PROFILE
+    profiled_ns = profile.stat().st_mtime_ns if profile.exists() else None
+    text = f"{SITE_VERSION} {METRICS_VERSION} {_version()} {manifest_sha256(path)} {annotations} {profiled_ns}"
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
@@ -223,9 +245,19 @@ def detail_script(path: Path, run: SiteRun) -> str:
     servers = {str(row["block"]): row for row in read_lines(path / SERVERS)}
     value = run_data(
         run, data.trial_requests, data.telemetry, data.server_metrics, servers=servers,
-        annotations=[dict(row) for row in read_annotations(path)],
+        profile=_kernel_profile(path),
     )  # fmt: skip
     return data_script(f"run/{run_slug(run.run_id)}", value)
+
+
+def _kernel_profile(path: Path) -> dict[str, Any] | None:
+    """What the traces of a profile run say; {"problem"} where they were not read yet, None for a run without any."""
+    if not (path / PROFILES).is_dir():
+        return None
+    try:
+        return read_document(path / PROFILES / KERNEL_PROFILE)
+    except StoreError as error:
+        return {"problem": f"{error.what}: perfsuite profile --run {path.name} reads the traces"}
 
 
 def _remove_old(out: Path, wanted: set[str]) -> None:
@@ -236,13 +268,21 @@ def _remove_old(out: Path, wanted: set[str]) -> None:
 
 
 def metrics_page(results: Path) -> str:
-    """The newest run of each scenario as one OpenMetrics page. Raises StoreError."""
+    """The newest run of each scenario as one OpenMetrics page, and how many of those runs cannot be read.
+
+    Raises StoreError when the results folder cannot be read.
+    """
     runs, _ = read_runs(results, 0)
-    texts = []
-    for run in newest_of_each(runs):
-        data, summary = load_run(results, run.run_id)
-        utc_ns = data.manifest["created"]["utc_ns"]
-        texts.append(openmetrics_text(summary, compare(summary), run_id=run.run_id, utc_ns=utc_ns))
+    newest = {run.name: run for run in runs if run.answer is not None and run.answer["trials"]}
+    texts, num_unreadable = [], 0
+    for run in newest.values():
+        try:
+            _, summary = load_run(results, run.run_id)
+            texts.append(openmetrics_text(summary, compare(summary), run_id=run.run_id, utc_ns=run.utc_ns or 0))
+        except PerfsuiteError:
+            num_unreadable += 1
+    if newest:  # with a time, like all samples of this page: promtool takes all of them or none
+        texts.append(_UNREADABLE.format(num_unreadable, max(run.utc_ns or 0 for run in newest.values()) / 1e9))
     return merge_openmetrics(texts)
 
 
@@ -250,9 +290,9 @@ def metrics_page(results: Path) -> str:
 def serving(
     results: Path, out: Path, *, port: int = 0, catalog: str | None = None, title: str = "perfsuite"
 ) -> Iterator[str]:
-    """The site of a results folder on loopback, its URL; built again when a run was added. /metrics: see metrics_page.
+    """The site of a results folder on loopback, its URL; built again when a run or a note was added. Raises StoreError.
 
-    Raises StoreError.
+    /metrics: see metrics_page.
     """
     build_site(results, out, catalog=catalog, title=title)
     site = _Live(results, out, catalog, title)
@@ -277,7 +317,8 @@ class _Live:
         self._metrics: tuple[Any, bytes] | None = None
 
     def _state(self) -> Any:
-        return sorted((p.as_posix(), p.stat().st_mtime_ns) for p in (self.results / "runs").glob(f"*/*/{MANIFEST}"))
+        paths = [p for name in (MANIFEST, ANNOTATIONS) for p in (self.results / "runs").glob(f"*/*/{name}")]
+        return sorted((path.as_posix(), path.stat().st_mtime_ns) for path in paths)
 
     def refresh(self) -> None:
         with self._lock:

@@ -52,11 +52,13 @@ def calibrate(on_probe: Callable[[Probe], None]) -> Calibration:
                 on_probe(probe)
                 if not probe.held:
                     break
+        table = read_stream(Path(folder) / f"streams-{STREAMS[0]}.arrows", REQUEST_SCHEMA).table
+        sources = set(table["timestamp_source"].to_pylist())
     return Calibration(
         utc_ns=time.time_ns(),
         machine=machine_facts(),
         probes=tuple(probes),
-        clock=clock_facts(),
+        clock=clock_facts(kernel_timestamps="kernel" in sources),
         limits=limit_facts(),
     )
 
@@ -152,8 +154,11 @@ def machine_facts() -> dict[str, Any]:
     }
 
 
-def clock_facts(num_samples: int = 200, gap_s: float = 0.005) -> ClockFacts:
-    """How well CLOCK_REALTIME can be carried over to CLOCK_MONOTONIC here, over num_samples × gap_s seconds."""
+def clock_facts(*, kernel_timestamps: bool, num_samples: int = 200, gap_s: float = 0.005) -> ClockFacts:
+    """How well CLOCK_REALTIME can be carried over to CLOCK_MONOTONIC here, over num_samples × gap_s seconds.
+
+    kernel_timestamps: whether the probes got any.
+    """
     offset = RealtimeOffset()
     widths = []
     for _ in range(num_samples):
@@ -166,7 +171,7 @@ def clock_facts(num_samples: int = 200, gap_s: float = 0.005) -> ClockFacts:
         sandwich_p50_s=float(np.percentile(widths, 50)) / 1e9,
         sandwich_p99_s=float(np.percentile(widths, 99)) / 1e9,
         num_steps=offset.num_steps,
-        kernel_timestamps=platform.system() == "Linux",
+        kernel_timestamps=kernel_timestamps,
     )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from perfsuite.analysis.history import Gate as GateOfValue
 from perfsuite.analysis.history import gate as gate_value
 from perfsuite.analysis.history import last_evidence
-from perfsuite.cataloguing import accepted_runs, baseline_level, nights_of, reindex, run_state, trends
+from perfsuite.cataloguing import baseline_values, complete_runs, nights_of, reindex, run_state, trends
 from perfsuite.dashboard import build_site
 from perfsuite.errors import Interrupted, NoValidComparison, PerfsuiteError, StoreError, UsageError
 from perfsuite.nightly_file import NightlyFile
@@ -207,19 +207,17 @@ def gate_trend(trend: Trend, run_id: str, rerun_id: str | None, *, is_planned: b
     points = trend.series.points
     numbers = {point.run_id: k for k, point in enumerate(points)}
     if run_id not in numbers:
-        before = [point for point in points if point.status == "complete" and point.run_id != rerun_id]
+        before = [point for point in complete_runs(points) if point.run_id != rerun_id]
         if not before or not is_planned:
             return None
         return _row(trend, "not_measured", None, _unmeasured(len(before)), _why_left_out(trend, run_id))
     at = numbers[run_id]
     rerun = points[numbers[rerun_id]].value if rerun_id in numbers else None
-    before = [point for point in points[:at] if point.status == "complete"]
-    nights = nights_of([*before, points[at]])
-    level = baseline_level(nights[:-1], trend.metric, accepted_runs(before))
-    found = gate_value(level, points[at].value, trend.metric, rerun=rerun)
+    found = gate_value(baseline_values(points[:at], trend.metric), points[at].value, trend.metric, rerun=rerun)
     is_worse = found.change_ratio is not None and (found.change_ratio > 1) != (trend.metric.direction == "higher")
     state = found.state if found.state != "rerun" else "unconfirmed" if is_worse else "improvement"
     is_usual = state in ("ok", "too_short")
+    nights = nights_of([*complete_runs(points[:at]), points[at]])
     return _row(trend, state, points[at].value, found, () if is_usual else last_evidence(nights))
 
 

@@ -291,7 +291,7 @@ def _arm_report(scenario: Scenario, summary: RunSummary, folder: Path, facts: Ma
         timeline=found,
         files=files,
         left_out=facts["left_out"],
-        limits=[*facts["limits"], *_unknown_gpu(arm), *_no_request(found, facts), *doubt],
+        limits=[*facts["limits"], *profile_limits(arm, found, facts), *doubt],
     )
 
 
@@ -308,12 +308,18 @@ def _timeline(folder: Path, facts: Mapping[str, Any]) -> Timeline | None:
     )
 
 
-def _no_request(found: Timeline | None, facts: Mapping[str, Any]) -> list[str]:
-    """That no request ended in the window, whose times are then not told; [] else."""
-    if found is None or found.requests:
-        return []
-    seconds = (facts["t_close_ns"] - facts["t_open_ns"]) / 1e9
-    return [f"no request ended in the window of {seconds:.1f} s: a longer one (steps, seconds) tells their times"]
+def profile_limits(arm: Arm, found: Timeline | None, facts: Mapping[str, Any]) -> list[str]:
+    """What an arm's report cannot show, beside the limits of the way it was captured. facts: of its window."""
+    limits = []
+    if arm.gpus and (trouble := _gpu_trouble(arm.gpu)):
+        limits.append(f"no ceilings: {trouble}")
+    if found is not None and not found.requests:
+        seconds = (facts["t_close_ns"] - facts["t_open_ns"]) / 1e9
+        limits.append(
+            f"no request ended in the window of {seconds:.1f} s: a longer one (profile.steps, profile.seconds) tells "
+            "their times"
+        )
+    return limits
 
 
 def _measured_step_s(summary: RunSummary, arm: str) -> tuple[float | None, list[str]]:
@@ -327,7 +333,7 @@ def _measured_step_s(summary: RunSummary, arm: str) -> tuple[float | None, list[
 def known_deployment(arm: Arm) -> Deployment | None:
     """What the roofline needs of an arm; None when the library lacks its checkpoint or GPU, or that GPU a format."""
     checkpoint = known_checkpoint(arm.checkpoint) if arm.checkpoint else None
-    if checkpoint is None or arm.gpus < 1 or _unknown_gpu(arm):
+    if checkpoint is None or arm.gpus < 1 or _gpu_trouble(arm.gpu):
         return None
     gpu, layout = find_gpu(arm.gpu), arm.parallelism
     kv_dtype = checkpoint.kv_cache_dtype_auto if arm.kv_cache_dtype == "auto" else arm.kv_cache_dtype
@@ -344,13 +350,13 @@ def known_deployment(arm: Arm) -> Deployment | None:
     )
 
 
-def _unknown_gpu(arm: Arm) -> list[str]:
-    """That there are no ceilings, where an arm's GPU is not in the library; [] else."""
+def _gpu_trouble(name: str) -> str | None:
+    """That a GPU is not in the library, and which are near; None when it is."""
     try:
-        find_gpu(arm.gpu)
+        find_gpu(name)
     except UsageError as error:
-        return [f"no ceilings: {error.what} ({arm.gpu}); {error.cure}"] if arm.gpus else []
-    return []
+        return f"{error.what} ({name}); {error.cure}"
+    return None
 
 
 def _mean_context(scenario: Scenario) -> float:

@@ -320,17 +320,12 @@ SERVER_METRICS_SCHEMA = pa.schema(
 )
 
 
-def chunk_deltas_us(t_send_ns: int, chunk_ns: Sequence[int]) -> NDArray[np.int32]:
-    """Gaps in microseconds, int32, shape (num_chunks,): first from t_send_ns, then from chunk to chunk.
+def _deltas_us(offsets_ns: NDArray[np.int64], first: NDArray[np.int64]) -> NDArray[np.int32]:
+    """Gaps in microseconds between the chunks of requests laid end to end; `first`: where each request begins.
 
-    Each arrival is rounded once, as an offset from t_send_ns, so that gaps add up to the rounded offset: rounding
+    Each arrival is rounded once, as an offset from the sending, so that gaps add up to the rounded offset: rounding
     errors do not accumulate. A gap beyond int32 (35 minutes) is clipped.
     """
-    return _deltas_us(np.asarray(chunk_ns, dtype=np.int64) - t_send_ns, np.zeros(1, dtype=np.int64))
-
-
-def _deltas_us(offsets_ns: NDArray[np.int64], first: NDArray[np.int64]) -> NDArray[np.int32]:
-    """Gaps between the chunks of requests laid end to end; `first`: where each request begins."""
     if not len(offsets_ns):
         return np.zeros(0, dtype=np.int32)
     offsets_us = np.rint(offsets_ns / 1000).astype(np.int64)

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from perfsuite.analysis.compare import ComparisonResult, compare, compare_unpaired
-from perfsuite.analysis.summary import RunSummary, summarise
+from perfsuite.analysis.summary import RunSummary, TrialSummary, summarise
 from perfsuite.errors import PerfsuiteError, StoreError, UsageError
 from perfsuite.report.json import answer_json
+from perfsuite.scenario.plan import Plan, Trial
 from perfsuite.store.annotations import read_annotations
 from perfsuite.store.catalog_url import catalog_url, is_wanted
-from perfsuite.store.documents import read_document, to_json
-from perfsuite.store.layout import MANIFEST, store_errors, write_atomically
+from perfsuite.store.documents import read_document, read_lines, read_manifest, to_json
+from perfsuite.store.layout import LOGS, MANIFEST, SUMMARY, WORKERS_LOG, store_errors, write_atomically
 from perfsuite.store.processes import host_facts
-from perfsuite.store.reading import BundleData, damaged_files, find_bundle, read_bundle, write_summary
+from perfsuite.store.reading import (
+    BundleData,
+    find_bundle,
+    pruned_facts,
+    read_bundle,
+    read_live_blocks,
+    refuse_changed,
+    write_summary,
+)
 
 if TYPE_CHECKING:
     from perfsuite.interop.imported import ImportedRun
@@ -33,12 +42,14 @@ class Answer:
     """A bundle with its summary and the comparisons in it (none for a run of single arms).
 
     catalog_problem  why the run is not in the catalog; None = it is, or none was wanted
+    second_path      bundle of the candidates' run, where two runs are compared
     """
 
     path: Path
     summary: RunSummary
     comparisons: tuple[ComparisonResult, ...]
     catalog_problem: str | None = None
+    second_path: Path | None = None
 
 
 def conclude(path: Path, *, results: Path, catalog: str | None = None) -> Answer:
@@ -91,6 +102,7 @@ def catalog_run(data: BundleData, summary: RunSummary, comparisons: Sequence[Com
         summary=summary,
         comparisons=comparisons,
         annotations=read_annotations(data.path),
+        canary=next((row for row in reversed(data.events) if row.get("kind") == "canary"), {}),
     )
 
 
@@ -115,24 +127,54 @@ def summarise_bundle(data: BundleData) -> RunSummary:
     )
 
 
+def summarise_trial(path: Path, plan: Plan, trial: Trial) -> TrialSummary:
+    """A trial that was just played, of a bundle that goes on: without telemetry, and so without energy."""
+    data = read_live_blocks(path, plan, {trial.block}, samples=False)
+    data = replace(data, trials=[facts for facts in data.trials if facts.trial == trial.ordinal])
+    settings = data.scenario.telemetry.model_copy(update={"require_power": False})
+    scenario = data.scenario.model_copy(update={"telemetry": settings})
+    return summarise_bundle(replace(data, scenario=scenario)).trials[0]
+
+
 def load_run(results: Path, ref: str) -> tuple[BundleData, RunSummary]:
     """A bundle by reference and its summary. Raises StoreError."""
     data = read_bundle(find_bundle(results, ref))
     return data, summarise_bundle(data)
 
 
+def kept_answer(results: Path, ref: str) -> dict[str, Any] | None:
+    """summary.json of a run whose raw data were removed, with `pruned`: what pruned.json says; None for another run.
+
+    Its numbers are of the formulas of its day (metrics_version). Raises StoreError.
+    """
+    path = find_bundle(results, ref)
+    facts = pruned_facts(path)
+    return None if facts is None else {**read_document(path / SUMMARY), "pruned": facts}
+
+
+def worker_notes(path: Path) -> list[dict[str, Any]]:
+    """What a bundle notes of load workers elsewhere, in the order of writing; empty of a run of its own workers."""
+    return read_lines(path / LOGS / WORKERS_LOG)
+
+
 def refuse_damaged(path: Path) -> None:
-    """Raises StoreError when a file of a finished bundle is not what its manifest says."""
-    damaged = damaged_files(path)
-    if damaged:
-        raise StoreError("files of the bundle were changed after the run", where=str(path), found=", ".join(damaged))
+    """Raises StoreError when a file of a bundle is not what its manifest says. Reads every byte."""
+    refuse_changed(path, read_manifest(path))
 
 
 def compare_runs(results: Path, ref: str, other: str | None) -> Answer:
-    """The comparisons inside one run, or of run `ref` (baseline) with run `other` (candidate), unpaired."""
+    """The comparisons inside one run, or of run `ref` (baseline) with run `other` (candidate), unpaired.
+
+    Raises UsageError when both are one run.
+    """
     data, summary = load_run(results, ref)
-    comparisons = compare(summary) if other is None else compare_unpaired(summary, load_run(results, other)[1])
-    return Answer(path=data.path, summary=summary, comparisons=comparisons)
+    if other is None:
+        return Answer(path=data.path, summary=summary, comparisons=compare(summary))
+    second, candidate = load_run(results, other)
+    if second.path.resolve() == data.path.resolve():
+        raise UsageError("both runs are one", found=data.path.name, cure="name two runs, or one to compare its arms")
+    comparisons = compare_unpaired(summary, candidate)
+    return Answer(path=data.path, summary=summary, comparisons=comparisons, second_path=second.path)
 
 
 def import_file(tool: str, path: Path, results: Path) -> tuple[Path, ImportedRun]:

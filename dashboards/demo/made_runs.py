@@ -1,7 +1,8 @@
 """Generated runs for the demo site: nothing was run. Every number follows from a seed and the formulas below.
 
-Four models × three engines' APIs × two precisions, one sweep each, and 60 nights of one comparison, in which NVFP4
-loses 6 % of its throughput from a known night on, with a new engine version. All arms are marked as emulated.
+Four models × three engines' APIs × two precisions, one sweep each, and 60 nights of one comparison at two load
+points, in which NVFP4 loses 6 % of its throughput from a known night on, with a new engine version. All arms are
+marked as emulated.
 """
 
 from __future__ import annotations
@@ -67,20 +68,28 @@ def sweep_text(model: str) -> str:
     return _scenario(f"demo-{model}", model, arms, pairs, blocks=4, load="concurrency: [4, 16, 64]")
 
 
-def night_text() -> str:
-    """The scenario of the nights."""
+def night_text(load: str = "concurrency: 16", more_load: str = "") -> str:
+    """The scenario of a night. more_load: further entries of its load."""
     arms = "\n".join(_arm("deepseek-v3.2", "vllm", k) for k in (0, 1))
     pairs = "  - {baseline: vllm-fp8, candidate: vllm-nvfp4}"
-    return _scenario("demo-nightly", "deepseek-v3.2", arms, pairs, blocks=2, load="concurrency: 16")
+    return _scenario("demo-nightly", "deepseek-v3.2", arms, pairs, blocks=2, load=load, more_load=more_load)
 
 
-def _scenario(name: str, model: str, arms: str, pairs: str, *, blocks: int, load: str) -> str:
+def nights_text() -> str:
+    """The scenario of the committed nights: a curve of two load points, of which the second is short."""
+    wide = "  - concurrency: 48\n    requests_per_concurrency: 2\n    warmup_per_concurrency: 0\n"
+    return night_text("concurrency: 8", wide)
+
+
+def _scenario(
+    name: str, model: str, arms: str, pairs: str, *, blocks: int, load: str, more_load: str = ""
+) -> str:  # fmt: skip
     return (
         "# generated fixture: nothing was run\n"
         f"schema: 1\nname: {name}\ndescription: generated fixture for the demo site, nothing was run\nmodel: {model}\n"
         f"seed: 1\nblocks: {blocks}\narms:\n{arms}\ncomparisons:\n{pairs}\n"
         f"workload: {{input_tokens: 1024, output_tokens: {OUT_TOKENS}}}\n"
-        f"load:\n  - {load}\n    requests_per_concurrency: 5\n    warmup_per_concurrency: 1\n"
+        f"load:\n  - {load}\n    requests_per_concurrency: 5\n    warmup_per_concurrency: 1\n{more_load}"
         f"{'slo: {ttft: 1s, tpot: 50ms}' if blocks > 2 else ''}\nprice_usd_per_gpu_hour: 4.0\ntelemetry: {{hz: 1}}\n"
     )
 
@@ -109,10 +118,10 @@ def make_night(results: Path, night: int) -> Path:
     rng = np.random.default_rng([2, night])
     is_after = night >= REGRESSION_NIGHT
     return make_run(
-        results, night_text(), "deepseek-v3.2", FIRST_NIGHT + timedelta(days=night), rng,
+        results, nights_text(), "deepseek-v3.2", FIRST_NIGHT + timedelta(days=night), rng,
         slowdown={"vllm-nvfp4": 1 / REGRESSION_RATIO if is_after else 1.0},
         version="0.20.0-fixture" if is_after else "0.19.1-fixture",
-        num_played=2 if night == FAILED_NIGHT else None,
+        num_played=4 if night == FAILED_NIGHT else None,
         bad_trial=1 if night == INVALID_NIGHT else None,
     )  # fmt: skip
 

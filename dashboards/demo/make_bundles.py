@@ -12,12 +12,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from made_profile import made_profile
 from made_runs import make_all
 
+from perfsuite.report.site_profile import profile_data
 from perfsuite.results import conclude
-from perfsuite.store.layout import MANIFEST, SUMMARY
+from perfsuite.store.documents import to_json
+from perfsuite.store.layout import KERNEL_PROFILE, MANIFEST, PROFILES, SUMMARY
 
 HERE = Path(__file__).parent
+PROFILED, ARMS = "demo-deepseek-v4-flash", ("vllm-fp8", "vllm-nvfp4")
 HOST = {"hostname": "generated-fixture", "kernel": "none", "machine": "none", "python": "3.11", "num_cpus": 16,
         "clock_source": None, "boot_id": None}  # fmt: skip
 
@@ -26,7 +30,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder)
         for path in make_all(results):
-            settle(path, results)
+            target = settle(path, results)
+            if PROFILED in target.name:
+                (target / PROFILES).mkdir()
+                (target / PROFILES / KERNEL_PROFILE).write_bytes(to_json(profile_data(made_profile(ARMS))))
         with tarfile.open(HERE / "bundles.tar.xz", "w:xz", preset=9) as tar:
             for path in sorted(results.rglob("*")):
                 if path.is_file() and path.stat().st_size:

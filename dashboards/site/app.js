@@ -60,6 +60,13 @@
   });
   const system = window.matchMedia("(prefers-color-scheme: dark)");
   useTheme(stored() || (system.matches ? "dark" : "light"));
+  // The inbox stands in the page without scripts; with them its commands can be copied.
+  document.querySelectorAll("button.copy").forEach((button) => {
+    button.hidden = !navigator.clipboard;
+    button.addEventListener("click", () => navigator.clipboard.writeText(button.dataset.copy).then(
+      () => { button.textContent = "Copied"; },
+      () => { button.textContent = "Not allowed: select it"; }));
+  });
   window.addEventListener("hashchange", () => {
     PS.render();
     window.scrollTo(0, 0);

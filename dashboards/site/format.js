@@ -11,6 +11,9 @@
     return value.toLocaleString("en-US", { minimumFractionDigits: Math.min(digits, 12), maximumFractionDigits: Math.min(digits, 12) });
   };
 
+  // A whole number, thousands separated.
+  PS.count = (value) => (value === null || value === undefined || !isFinite(value) ? DASH : Math.round(value).toLocaleString("en-US"));
+
   PS.duration = function (seconds) {
     if (seconds === null || seconds === undefined) return DASH;
     const size = Math.abs(seconds);

@@ -7,7 +7,7 @@
   PS.table = function (caption, columns, rows, options) {
     const body = h("tbody");
     const heads = columns.map((column) => headOf(column));
-    const table = h("table", {}, h("caption", {}, caption), h("thead", {}, h("tr", {}, heads)), body);
+    const table = h("table", {}, h("caption", {}, h("span", {}, caption)), h("thead", {}, h("tr", {}, heads)), body);
     fill(rows);
     return h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": caption }, table);
 

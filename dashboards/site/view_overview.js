@@ -15,11 +15,11 @@
     if (!rows.length) return PS.empty("No run compares two arms yet.");
     return h("section", { "aria-labelledby": "answers" }, h("h2", { id: "answers" }, "Newest answers"),
       PS.table("Output tokens per second and GPU, candidate against baseline, newest run of each comparison", [
-        { label: "Model", of: (row) => row.model, sort: (row) => row.model },
         { label: "Comparison", of: (row) => [h("a", { href: PS.link("compare", { run: row.run_id, pair: `${row.baseline}/${row.candidate}` }) }, `${row.candidate} / ${row.baseline}`), " ", PS.emulated(row.emulated)], sort: (row) => row.candidate },
-        { label: "Load point", of: (row) => row.load_point || PS.DASH },
         { label: "Ratio [95 %]", number: true, of: ({ metric }) => (metric ? PS.ratio(metric.ratio, metric.ratio_low, metric.ratio_high) : PS.DASH), sort: ({ metric }) => metric && metric.ratio },
+        { label: "Load point", of: (row) => row.load_point || PS.DASH },
         { label: "Verdict", of: (row) => (row.metric ? PS.verdict(row.metric, row.label) : PS.verdict(null, `no verdict: ${row.reason}`)) },
+        { label: "Model", of: (row) => row.model, sort: (row) => row.model },
         { label: "Day (UTC)", of: (row) => PS.day(row.utc_ns), sort: (row) => row.utc_ns },
       ], rows));
   }

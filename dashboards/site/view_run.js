@@ -12,13 +12,16 @@
       if (data.problem) return [PS.controls(control), h("p", { class: "banner bad" }, data.problem)];
       const metric = params.metric || "output_tps_per_gpu";
       const name = params.dist || "TTFT";
+      const points = PS.unique(data.distributions.map((part) => part.load_point));
+      const point = points.includes(params.load) || params.load === "all" ? params.load : data.distributions.length > 3 * 8 ? points[points.length - 1] : "all";
       return [
         h("h2", {}, `${run.scenario} `, PS.emulated(run.emulated)),
         PS.controls(control,
           PS.select("Metric", "metric", Object.entries(index.metrics).map(([key, each]) => [key, each.label]), metric),
-          PS.select("Distribution", "dist", ["TTFT", "TPOT", "E2E"].map((each) => [each, each]), name)),
+          PS.select("Distribution", "dist", ["TTFT", "TPOT", "E2E"].map((each) => [each, each]), name),
+          points.length > 1 ? PS.select("of", "load", [["all", "every load point"], ...points.map((each) => [each, each])], point) : null),
         h("p", {}, h("a", { href: PS.link("timeline", { run: run.id }) }, "Timeline"), " · ", run.id),
-        findings(data), notes(data), trials(data, index.metrics, metric), reasons(data), distribution(data, run, name), outcomes(data), slowest(data),
+        findings(data), notes(data), trials(data, index.metrics, metric), reasons(data), PS.kernelProfile(data.profile, run), distribution(data, run, name, point), outcomes(data), slowest(data),
         environment(data), documents(data),
       ];
     },
@@ -35,7 +38,7 @@
   }
 
   function notes(data) {
-    return data.annotations.length ? h("ul", {}, data.annotations.map((note) => h("li", {}, `${PS.minute(note.utc_ns)}: ${note.text}${note.is_accepted ? " (accepted)" : ""}`))) : null;
+    return data.annotations.length ? h("ul", {}, data.annotations.map((note) => h("li", {}, `${PS.minute(note.utc_ns)}: ${note.text}${note.is_accepted ? " (accepted)" : note.is_explained ? " (explained)" : ""}`))) : null;
   }
 
   function trials(data, metrics, name) {
@@ -72,12 +75,12 @@
     ], rows);
   }
 
-  function distribution(data, run, name) {
-    const parts = data.distributions.filter((part) => part.name === name);
+  function distribution(data, run, name, point) {
+    const parts = data.distributions.filter((part) => part.name === name && (point === "all" || part.load_point === point));
     if (!parts.length) return PS.empty(`No request has a ${name}.`);
     const shares = parts[0].values.map((_, k) => k / (parts[0].values.length - 1));
     return PS.figure({
-      title: `${name}: share of requests answered within`,
+      title: `${name}: share of requests within a time${point === "all" ? "" : `, ${point}`}`,
       describe: `Cumulative distribution of ${name} for ${parts.length} arms and load points. The table below has the quantiles.`,
       name: `distribution-${name}-${run.id}`, isEmulated: run.emulated,
       columns: ["arm", "load point", "requests", ...shares.map((share) => `p${Math.round(share * 100)} (s)`)],
@@ -88,7 +91,7 @@
         xAxis: PS.axis(`${name}, s`, { type: "value" }),
         yAxis: PS.axis("share of requests", { type: "value", nameGap: 50, min: 0, max: 1 }),
         series: parts.map((part, k) => ({
-          type: "line", name: `${part.arm}, ${part.load_point}`, color: PS.colour(k), symbol: PS.SHAPES[k % PS.SHAPES.length], symbolSize: 6, showSymbol: true,
+          type: "line", name: `${part.arm}, ${part.load_point}`, color: PS.colour(k), symbol: PS.SHAPES[k % PS.SHAPES.length], symbolSize: (value, each) => (each.dataIndex % 10 === k % 10 ? 8 : 0), showSymbol: true,
           lineStyle: { type: ["solid", "dashed", "dotted"][Math.floor(k / 8) % 3], width: 1.6 }, data: part.values.map((value, n) => [value, shares[n]]),
           tooltip: { formatter: (each) => `${part.arm}, ${part.load_point}\np${Math.round(each.value[1] * 100)}: ${PS.duration(each.value[0])}` },
         })),
@@ -114,7 +117,7 @@
       { label: "E2E", number: true, of: (row) => PS.duration(row.e2e_s), sort: (row) => row.e2e_s },
       { label: "TTFT", number: true, of: (row) => PS.duration(row.ttft_s), sort: (row) => row.ttft_s },
       { label: "TPOT", number: true, of: (row) => PS.duration(row.tpot_s), sort: (row) => row.tpot_s },
-      { label: "Tokens in, out", number: true, of: (row) => `${PS.number(row.n_in)}, ${PS.number(row.n_out)}` },
+      { label: "Tokens in, out", number: true, of: (row) => `${PS.count(row.n_in)}, ${PS.count(row.n_out)}` },
     ], data.slowest);
   }
 

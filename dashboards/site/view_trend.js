@@ -25,18 +25,25 @@
           PS.select("Scenario", "file", names, file.name),
           PS.select("Metric", "metric", metrics.map((name) => [name, (index.metrics[name] || { label: name }).label]), metric),
           PS.select("Arm or ratio", "subject", subjects.map((each) => [each, each]), subject),
-          PS.select("Load point", "load", loads.map((each) => [each, each]), load)),
+          PS.select("Operating point", "load", loads.map((each) => [each, isFixed(each, ofMetric) ? `at ${each}, read off each run's curve` : each]), load)),
         trend(series, index.metrics[metric], subject),
         events(series),
       ];
     },
   };
 
+  // Runs that have no value, and why: beyond their curve, or not above 0.
+  const missing = (series) => [...(series.unreached || []), ...series.left_out.map((point) => ({ ...point, why: `${point.value} is not above 0` }))];
+
+  const isFixed = (load, ofMetric) => ofMetric.some((series) => series.load_point === load && series.unreached);
+
   // The gaps are where no run was for more than one and a half usual steps.
-  PS.withGaps = function (points) {
+  // none: runs without a value; the line stops there too.
+  PS.withGaps = function (points, none) {
     const steps = points.slice(1).map((point, k) => point.utc_ns - points[k].utc_ns).sort((a, b) => a - b);
     const usual = steps.length ? steps[Math.floor(steps.length / 2)] : 0;
-    return points.flatMap((point, k) => (k && point.utc_ns - points[k - 1].utc_ns > 1.5 * usual
+    const isCut = (from, to) => to - from > 1.5 * usual || none.some((row) => from < row.utc_ns && row.utc_ns < to);
+    return points.flatMap((point, k) => (k && isCut(points[k - 1].utc_ns, point.utc_ns)
       ? [[(point.utc_ns + points[k - 1].utc_ns) / 2e6, null], [point.utc_ns / 1e6, point.value]]
       : [[point.utc_ns / 1e6, point.value]]));
   };
@@ -44,10 +51,13 @@
   function trend(series, metric, subject) {
     const points = series.points;
     const changes = series.history ? series.history.change_points : [];
-    const rows = points.map((point, k) => [PS.minute(point.utc_ns), point.value, point.low, point.high, point.num, point.status, point.run_id, noteOf(series, k)]);
+    const rows = [
+      ...points.map((point, k) => [point.utc_ns, point.value, point.low, point.high, point.num, point.status, point.run_id, noteOf(series, k)]),
+      ...missing(series).map((row) => [row.utc_ns, null, null, null, null, "no value", row.run_id, row.why]),
+    ].sort((a, b) => a[0] - b[0]).map(([utcNs, ...rest]) => [PS.minute(utcNs), ...rest]);
     const label = series.baseline === null ? `${metric.label} (${metric.unit})` : `${metric.label}, ratio`;
     return PS.figure({
-      title: `${label}, ${subject}, ${series.load_point}`,
+      title: `${label}, ${subject}, ${series.unreached ? "at " : ""}${series.load_point}`,
       describe: `${label} of ${points.length} runs, ${changes.length} change points. The table below has every run.`,
       name: `trend-${series.metric}`,
       height: 460,
@@ -75,13 +85,13 @@
     const marks = markers(series);
     return {
       grid: { left: 78, right: 30, top: 62, bottom: 92 },
-      xAxis: PS.axis("", { type: "time", scale: true }),
+      xAxis: PS.axis("", { type: "time", scale: true, axisLabel: { color: PS.ink(), hideOverlap: true } }),
       yAxis: PS.axis(label, { type: "value", nameGap: 58 }),
       dataZoom: [{ type: "slider", filterMode: "none", bottom: 8, textStyle: { color: PS.ink() } }, { type: "inside", filterMode: "none" }],
       legend: PS.legend(["value", "level of a segment"]),
       series: [
         {
-          type: "line", name: "value", color: colour, connectNulls: false, symbol: "none", data: PS.withGaps(points), lineStyle: { color: colour, width: 1.5 },
+          type: "line", name: "value", color: colour, connectNulls: false, symbol: "none", data: PS.withGaps(points, missing(series)), lineStyle: { color: colour, width: 1.5 },
           markLine: { symbol: ["none", "none"], data: marks, silent: false, lineStyle: { width: 2 }, label: { color: PS.ink(), position: "end", rotate: 0 } },
           markArea: { silent: true, data: bands(series) }, tooltip: { show: false },
         },
@@ -132,7 +142,10 @@
   }
 
   function events(series) {
-    const rows = series.points.map((point, k) => ({ point, words: noteOf(series, k) })).filter((row) => row.words);
+    const rows = [
+      ...series.points.map((point, k) => ({ point, words: noteOf(series, k) })).filter((row) => row.words),
+      ...missing(series).map((row) => ({ point: row, words: `no value: ${row.why}` })),
+    ].sort((a, b) => a.point.utc_ns - b.point.utc_ns);
     const gate = series.gate ? gateWords(series.gate) : "no gate: the metric has no better side";
     return h("section", { "aria-labelledby": "events" }, h("h3", { id: "events" }, "What happened"),
       h("p", {}, gate),
@@ -141,6 +154,7 @@
         { label: "What", of: ({ words }) => words },
         { label: "Run", of: ({ point }) => point.run_id },
       ], rows) : PS.empty("Nothing changed."),
+      series.unreached ? h("p", { class: "why" }, `Output tok/s/GPU at ${series.load_point} (median tok/s one user sees), read off each run's frontier over its load points by straight lines on log scales; nothing is extrapolated.`) : null,
       h("p", { class: "why" }, "Band: the gate's limit around the level of each segment. Solid level: a baseline; dotted: not one, being worse. Open triangles: runs that did not complete. Lines stop where nights are missing."));
   }
 

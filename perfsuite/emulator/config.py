@@ -41,6 +41,10 @@ class EmulatorConfig:
     draft_tokens           speculative tokens proposed for each decode, 0 = none; the draft's own time is not modelled
     draft_accept_ratio     probability that a proposed token is accepted when all before it were
     max_queued             requests in the queue beyond which the API refuses with 503; 0 = no limit
+    counter_jitter_ratio   refresh k of the GPUs' counters comes at (k + u) × 100 ms, u uniform in ± this; below 0.5
+    counter_reset_s        the energy counters start again at 0 so long after the start; None: never
+    gpu_read_min_s, gpu_read_max_s  a reading of the GPUs takes a time between these, uniform; its values are of an
+                           instant within it, uniform too
     """
 
     checkpoint: str
@@ -69,6 +73,10 @@ class EmulatorConfig:
     draft_tokens: int = 0
     draft_accept_ratio: float = 0.7
     max_queued: int = 0
+    counter_jitter_ratio: float = 0.0
+    counter_reset_s: float | None = None
+    gpu_read_min_s: float = 0.0
+    gpu_read_max_s: float = 0.0
     host: str = "127.0.0.1"
     port: int = 8000
     efficiency: Efficiency = field(default_factory=Efficiency)
@@ -170,6 +178,22 @@ def _check(config: EmulatorConfig) -> None:
         )
     if config.step_time_s is not None and not 0 < config.step_time_s < 3600:
         raise UsageError("step time must be above 0 and below one hour", found=f"{config.step_time_s} s")
+    _check_gpu_counters(config)
+
+
+def _check_gpu_counters(config: EmulatorConfig) -> None:
+    if not 0 <= config.counter_jitter_ratio < 0.5:
+        raise UsageError(
+            "the jitter of the counters must be 0 or more, and below 0.5 of their period",
+            found=f"{config.counter_jitter_ratio}",
+        )
+    if not 0 <= config.gpu_read_min_s <= config.gpu_read_max_s <= 1:
+        raise UsageError(
+            "a reading of the GPUs takes 0 to 1 s, and the shortest is not longer than the longest",
+            found=f"{config.gpu_read_min_s} to {config.gpu_read_max_s} s",
+        )
+    if config.counter_reset_s is not None and config.counter_reset_s < 0:
+        raise UsageError("the counters cannot start again before the start", found=f"{config.counter_reset_s} s")
 
 
 def _check_fits(deployment: Deployment) -> None:

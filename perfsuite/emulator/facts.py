@@ -102,6 +102,9 @@ def config(deployment: Deployment) -> dict[str, Any]:
         "draft_tokens": settings.draft_tokens,
         "draft_accept_ratio": settings.draft_accept_ratio if settings.draft_tokens else None,
         "max_queued": settings.max_queued,
+        "counter_jitter_ratio": settings.counter_jitter_ratio,
+        "counter_reset_s": settings.counter_reset_s,
+        "gpu_read_s": [settings.gpu_read_min_s, settings.gpu_read_max_s],
         "efficiency": asdict(settings.efficiency),
         "note": checkpoint.note,
         "sources": sorted({figure.source for figure in figures.values()}),
@@ -153,10 +156,10 @@ def gpus(engine: Engine) -> list[dict[str, Any]]:
 
 
 def stats(engine: Engine) -> dict[str, Any]:
-    """/emulator/stats: sums since the start; `energy_true_j` over all GPUs, not rounded to the counter's refresh."""
+    """/emulator/stats: sums since the start; energies over all GPUs, not rounded to the counter's refresh."""
     now_ns = time.monotonic_ns()
     engine.meter.advance(now_ns * 1e-9)
-    scheduler, metrics = engine.scheduler, engine.metrics
+    scheduler, metrics, num_gpus = engine.scheduler, engine.metrics, engine.deployment.config.gpus
     return {
         "emulated": True,
         "t_ns": now_ns,
@@ -179,5 +182,6 @@ def stats(engine: Engine) -> dict[str, Any]:
         "kv_usage_max_ratio": scheduler.kv_usage_max_ratio,
         "num_running": len(scheduler.running),
         "num_waiting": len(scheduler.waiting),
-        "energy_true_j": engine.meter.energy_true_j * engine.deployment.config.gpus,
+        "energy_true_j": engine.meter.energy_true_j * num_gpus,
+        **{f"energy_{phase}_true_j": joules * num_gpus for phase, joules in engine.energy_by_phase_j.items()},
     }

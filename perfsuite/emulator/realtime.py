@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -36,12 +37,29 @@ class Iteration:
     num_queried_tokens: int
 
 
+def _phase(step: Step) -> str:
+    num_prefill = sum(generation.num_generated == 0 for generation, _ in step.scheduled)
+    return "decode" if num_prefill == 0 else "prefill" if num_prefill == len(step.scheduled) else "both"
+
+
+def _power_meter(deployment: Deployment, start_s: float) -> PowerMeter:
+    config = deployment.config
+    return PowerMeter(
+        deployment.gpu,
+        start_s,
+        jitter_ratio=config.counter_jitter_ratio,
+        reset_s=math.inf if config.counter_reset_s is None else start_s + config.counter_reset_s,
+        seed=config.seed,
+    )
+
+
 class Engine:
     """Scheduler, step times, GPUs and streams of one deployment, on the running event loop.
 
     num_steps, modelled_s  finished steps and their modelled time
     slip_s                 lateness that was not caught up: this machine could not keep pace with the model
     late_s                 sum of how late steps ended, caught up or not
+    energy_by_phase_j      of one GPU in steps that computed prompts only ("prefill"), generated only ("decode"), both
     iterations             of TensorRT-LLM's dialect: the steps that nobody has read yet; None in the others
     is_profiling           between start_profile and stop_profile
     profile                the steps noted in between, where a folder for the trace is known; see profile_trace
@@ -50,12 +68,13 @@ class Engine:
     def __init__(self, deployment: Deployment, loop: asyncio.AbstractEventLoop, truth_log: TruthLog | None) -> None:
         self.deployment = deployment
         self.scheduler = Scheduler(deployment.limits)
-        self.meter = PowerMeter(deployment.gpu, loop.time())
+        self.meter = _power_meter(deployment, loop.time())
         self.metrics = EngineMetrics()
         self.num_steps = 0
         self.modelled_s = 0.0
         self.slip_s = 0.0
         self.late_s = 0.0
+        self.energy_by_phase_j = {"prefill": 0.0, "decode": 0.0, "both": 0.0}
         self.is_profiling = False
         self.profile: ProfileWindow | None = None
         keeps = deployment.config.dialect == "trtllm"
@@ -67,6 +86,8 @@ class Engine:
         self._step: Step | None = None
         self._step_end_s = 0.0
         self._step_duration_s = 0.0
+        self._step_power_w = 0.0
+        self._step_phase = "decode"
 
     def submit(self, stream: Stream) -> None:
         """Queue a request; an idle engine starts a step. Raises ValueError if it can never run."""
@@ -96,13 +117,14 @@ class Engine:
             self.meter.set_power(start_s, None)
             return
         now_ns = time.monotonic_ns()
+        self._step_phase = _phase(step)
         for generation, _ in step.scheduled:
             if generation.num_generated == 0:
                 stream = self._streams[generation]
                 stream.t_scheduled_ns = stream.t_scheduled_ns or now_ns
         outcome = self._timer.next_step(step.batch)
         self.meter.set_power(start_s, outcome.power_w)
-        self._step_duration_s = outcome.duration_s
+        self._step_duration_s, self._step_power_w = outcome.duration_s, outcome.power_w
         self._step_end_s = start_s + outcome.duration_s
         self._loop.call_at(self._step_end_s, self._finish_step)
 
@@ -112,6 +134,7 @@ class Engine:
         late_s = self._loop.time() - self._step_end_s
         self.num_steps += 1
         self.modelled_s += self._step_duration_s
+        self.energy_by_phase_j[self._step_phase] += self._step_duration_s * self._step_power_w
         self.late_s += late_s
         next_start_s = self._step_end_s
         if late_s > CATCH_UP_S:

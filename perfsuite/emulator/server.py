@@ -6,6 +6,7 @@ import asyncio
 import functools
 import gc
 import itertools
+import random
 import signal
 import time
 from collections.abc import Callable
@@ -29,9 +30,10 @@ from perfsuite.emulator.wording import ApiError
 from perfsuite.errors import EngineError
 
 SURFACES: dict[str, Surface] = {"vllm": VLLM, "sglang": SGLANG, "trtllm": TRTLLM}
+GPUS_PATH = "/emulator/gpus"
 EMULATOR_PAGES: dict[str, Page] = {
     "GET /emulator/config": lambda engine, _limits, _body: json_reply(facts.config(engine.deployment)),
-    "GET /emulator/gpus": lambda engine, _limits, _body: json_reply(facts.gpus(engine)),
+    f"GET {GPUS_PATH}": lambda engine, _limits, _body: json_reply(facts.gpus(engine)),
     "GET /emulator/stats": lambda engine, _limits, _body: json_reply(facts.stats(engine)),
 }
 _FLUSH_PERIOD_S = 1.0
@@ -97,6 +99,7 @@ class Routes:
         self._engine = engine
         self._deployment = deployment
         self._serial = itertools.count()
+        self._random = random.Random(f"perfsuite gpu reads {deployment.config.seed}")
         self._surface = SURFACES[deployment.config.dialect]
         self._limits = ModelLimits(
             wording=self._surface.wording,
@@ -115,7 +118,9 @@ class Routes:
         page = self._pages.get(f"{request.method} {path}")
         api = self._surface.generate.get(path) if request.method == "POST" else None
         try:
-            if page is not None:
+            if page is not None and path == GPUS_PATH and self._deployment.config.gpu_read_max_s:
+                self._read_gpus_slowly(connection)
+            elif page is not None:
                 self._answer(connection, page(self._engine, self._limits, b"".join(request.body)))
             elif api is not None:
                 self._generate(api, connection, request)
@@ -125,6 +130,18 @@ class Routes:
                 connection.respond(404, b'{"detail":"Not Found"}')
         except ApiError as error:
             self._refuse(api or "", connection, b"".join(request.body), error)
+
+    def _read_gpus_slowly(self, connection: Connection) -> None:
+        """Answer after a random time, with the values of a random instant in it."""
+        config, loop = self._deployment.config, asyncio.get_running_loop()
+        took_s = self._random.uniform(config.gpu_read_min_s, config.gpu_read_max_s)
+        before_s = took_s * self._random.random()
+
+        def read() -> None:
+            reply = json_reply(facts.gpus(self._engine))
+            loop.call_later(took_s - before_s, connection.respond, reply.status, reply.body)
+
+        loop.call_later(before_s, read)
 
     def _answer(self, connection: Connection, reply: Reply) -> None:
         """Respond now, or after a token was generated and the server's delay is over."""

@@ -13,15 +13,26 @@ ANNOTATIONS = "annotations.jsonl"
 
 
 def add_annotation(
-    bundle: Path, text: str, *, is_accepted: bool = False, wall_ns: Callable[[], int] = time.time_ns
-) -> None:
-    """Append a note; is_accepted: the level from this run on is the new normal. Raises StoreError."""
-    append_line(bundle / ANNOTATIONS, {"utc_ns": wall_ns(), "text": text, "is_accepted": is_accepted})
+    bundle: Path, text: str, *, is_accepted: bool = False, is_explained: bool = False,
+    wall_ns: Callable[[], int] = time.time_ns,
+) -> None:  # fmt: skip
+    """Append a note. Raises StoreError.
+
+    is_accepted: the level from this run on is the new normal. is_explained: the cause of a change is known, and the
+    baseline stays where it is.
+    """
+    row = {"utc_ns": wall_ns(), "text": text, "is_accepted": is_accepted}
+    append_line(bundle / ANNOTATIONS, row | ({"is_explained": True} if is_explained else {}))
 
 
 def read_annotations(bundle: Path) -> list[dict[str, Any]]:
-    """The notes, oldest first: utc_ns, text, is_accepted. Raises StoreError."""
+    """The notes, oldest first: utc_ns, text, is_accepted, is_explained. Raises StoreError."""
     return [
-        {"utc_ns": int(row["utc_ns"]), "text": str(row["text"]), "is_accepted": bool(row.get("is_accepted"))}
+        {
+            "utc_ns": int(row["utc_ns"]),
+            "text": str(row["text"]),
+            "is_accepted": bool(row.get("is_accepted")),
+            "is_explained": bool(row.get("is_explained")),
+        }
         for row in read_lines(bundle / ANNOTATIONS)
     ]

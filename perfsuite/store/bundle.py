@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import secrets as random_secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from perfsuite.errors import Interrupted, StoreError
 from perfsuite.records import ServerFacts, TrialFacts
-from perfsuite.scenario.plan import Plan
+from perfsuite.scenario.added import with_added
+from perfsuite.scenario.files import parse_scenario
+from perfsuite.scenario.plan import Plan, Trial, plan_digest
 from perfsuite.store.documents import (
     BUNDLE_VERSION,
     append_line,
@@ -25,6 +29,7 @@ from perfsuite.store.documents import (
 )
 from perfsuite.store.finalize import finish_bundle
 from perfsuite.store.layout import (
+    ADDED,
     EVENTS,
     LIVE,
     LOGS,
@@ -38,6 +43,7 @@ from perfsuite.store.layout import (
     runs_folder,
     store_error,
     store_errors,
+    telemetry_stream,
     write_atomically,
 )
 from perfsuite.store.processes import host_facts, own_mark
@@ -68,13 +74,18 @@ class Bundle:
         """True once finalize() has written the manifest."""
         return bool(self._manifest["status"] != "running")
 
+    @property
+    def plan(self) -> Plan:
+        """The plan with the trials that were added to it."""
+        return self._plan
+
     def request_path(self, trial: int, worker: int = 0) -> str:
         """Where the records of a trial go that a worker plays: the argument of open_request_sink()."""
         return str(request_stream(self.path, trial, worker))
 
     def telemetry_path(self, block: int) -> Path:
         """Where the telemetry of a block goes, as an Arrow IPC stream of TELEMETRY_SCHEMA."""
-        return self.path / LIVE / f"telemetry-{block:06d}.arrows"
+        return telemetry_stream(self.path, block)
 
     def server_metrics_path(self, block: int) -> Path:
         """Where the server's own metrics of a block go, as an Arrow IPC stream of SERVER_METRICS_SCHEMA."""
@@ -103,6 +114,12 @@ class Bundle:
         if facts.emulated and not self._manifest["emulated"]:
             self._manifest["emulated"] = True
             write_manifest(self.path, self._manifest)
+
+    def add_planned(self, trials: Sequence[Trial]) -> None:
+        """Add trials to the plan, before they are played. Raises ValueError, see with_added; StoreError."""
+        self._plan = with_added(self._plan, trials)
+        for trial in trials:
+            self._append(ADDED, asdict(trial))
 
     def add_trial(self, facts: TrialFacts) -> None:
         """Keep the facts of a trial that ended."""
@@ -160,11 +177,16 @@ def _create(
     resolved = resolved_scenario(plan.scenario, redactor)
     created = {"utc_ns": wall_ns(), "monotonic_ns": mono_ns()}
     folder = _make_folder(results, plan.scenario.name, created["utc_ns"])
-    manifest = _first_manifest(folder, plan, scenario_digest(resolved), created)
-    write_atomically(folder / SCENARIO, redactor.yaml(scenario_text).encode())  # before the manifest: recover needs it
+    kept = redactor.yaml(scenario_text)
+    write_atomically(folder / SCENARIO, kept.encode())  # before the manifest: recover needs it
+    if kept != scenario_text:  # a bundle is read by the scenario that it keeps
+        plan = replace(plan, digest=plan_digest(parse_scenario(kept, name=SCENARIO), plan.specs_digest))
+    planned = to_json(redactor.plain(plan_document(plan)))
+    fixed = {SCENARIO: kept.encode(), PLAN: planned}
+    manifest = _first_manifest(folder, plan, scenario_digest(resolved), created, fixed)
     write_manifest(folder, manifest)
     write_atomically(folder / SCENARIO_RESOLVED, to_json(resolved))
-    write_atomically(folder / PLAN, to_json(redactor.plain(plan_document(plan))))
+    write_atomically(folder / PLAN, planned)
     with store_errors("cannot create a folder", folder):
         for name in (LIVE, LOGS, TRUTH):
             (folder / name).mkdir()
@@ -192,7 +214,10 @@ def _make_folder(results: Path, scenario: str, utc_ns: int) -> Path:
     raise StoreError("no free name for the run's folder", where=str(day), found=f"100 taken names like {folder.name}")
 
 
-def _first_manifest(folder: Path, plan: Plan, digest: str, created: dict[str, int]) -> dict[str, Any]:
+def _first_manifest(
+    folder: Path, plan: Plan, digest: str, created: dict[str, int], fixed: Mapping[str, bytes]
+) -> dict[str, Any]:
+    """fixed: files that stay as they are while the run goes on."""
     arms = {block.arm for block in plan.blocks}
     return {
         "schema": f"bundle/{BUNDLE_VERSION}",
@@ -202,6 +227,7 @@ def _first_manifest(folder: Path, plan: Plan, digest: str, created: dict[str, in
         "scenario": {"name": plan.scenario.name, "digest": digest},
         "plan": {
             "digest": plan.digest,
+            "specs_digest": plan.specs_digest,
             "num_trials": len(plan.trials),
             "num_file_rows": plan.num_file_rows,
             "file_digest": plan.file_digest,
@@ -212,6 +238,10 @@ def _first_manifest(folder: Path, plan: Plan, digest: str, created: dict[str, in
         "emulated": any(plan.scenario.arms[arm].engine == "emulated" for arm in arms),
         "host": host_facts(),
         "processes": [own_mark()],
+        "files": [
+            {"path": name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            for name, data in fixed.items()
+        ],
     }
 
 

@@ -72,7 +72,12 @@ class Catalog:
         """Every run of the catalog by its id, oldest first."""
         notes = sa.select(sa.func.count()).where(ANNOTATIONS.c.run == RUNS.c.id).scalar_subquery()
         query = sa.select(
-            RUNS.c.run_id, RUNS.c.bundle, RUNS.c.bundle_host, RUNS.c.manifest_sha256, RUNS.c.metrics_version, notes
+            RUNS.c.run_id,
+            RUNS.c.bundle,
+            RUNS.c.bundle_host,
+            RUNS.c.manifest_sha256,
+            RUNS.c.metrics_version,
+            notes,
         ).order_by(RUNS.c.created_utc_ns, RUNS.c.run_id)
         with catalog_errors(self.url), self.engine.connect() as connection:
             return {

@@ -14,14 +14,15 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, SQLAlchemyError, StatementError
 
 from perfsuite.errors import StoreError, UsageError
 from perfsuite.store.layout import store_errors
 
-SCHEMA_VERSION = "0001"  # the newest file in migrations/versions; a test checks it
+SCHEMA_VERSION = "0002"  # the newest file in migrations/versions; a test checks it
 BUSY_WAIT_S = 30
 CONNECT_WAIT_S = 10
+STATEMENT_WAIT_S = 60  # PostgreSQL: a run never waits longer for a database that hangs
 _POSTGRES_LOCK = 7_310_576_419  # any number of our own
 _MIGRATING = threading.Lock()  # Alembic has one context in a process
 _KINDS = ("sqlite", "postgresql+psycopg")
@@ -37,8 +38,7 @@ def open_engine(url: str, *, create: bool = True) -> sa.Engine:
     _check_file(parsed, create=create)
     with catalog_errors(url):
         engine = sa.create_engine(parsed, connect_args=_connect_args(parsed))
-    if engine.dialect.name == "sqlite":
-        _prepare_sqlite(engine)
+    _prepare_sqlite(engine) if engine.dialect.name == "sqlite" else _prepare_postgresql(engine)
     try:
         _bring_up_to_date(engine, url, create=create)
     except BaseException:
@@ -74,6 +74,14 @@ def catalog_errors(url: str) -> Iterator[None]:
             found=_first_line(error),
             cure="check that the database is up and that --catalog is right; bundles are not affected",
         ) from error
+
+
+def is_catalog_down(error: Exception) -> bool:
+    """Whether an error of the catalog is one of the database; False: of a value of the run that was to be added."""
+    if not isinstance(error.__cause__, SQLAlchemyError):
+        return isinstance(error, StoreError) and isinstance(error.__context__, ImportError)
+    of_a_value = isinstance(error.__cause__, DataError | IntegrityError)
+    return not of_a_value and (isinstance(error.__cause__, DBAPIError) or not isinstance(error.__cause__, StatementError))
 
 
 def write_transaction(engine: sa.Engine) -> Any:
@@ -116,7 +124,8 @@ def _check_file(url: sa.URL, *, create: bool) -> None:
 def _connect_args(url: sa.URL) -> dict[str, Any]:
     if url.get_backend_name() == "sqlite":
         return {"timeout": BUSY_WAIT_S}
-    return {"connect_timeout": CONNECT_WAIT_S}
+    ours = {"connect_timeout": CONNECT_WAIT_S, "tcp_user_timeout": BUSY_WAIT_S * 1000}
+    return {name: value for name, value in ours.items() if name not in url.query}
 
 
 def _prepare_sqlite(engine: sa.Engine) -> None:
@@ -132,6 +141,18 @@ def _prepare_sqlite(engine: sa.Engine) -> None:
     def _begin(connection: sa.Connection) -> None:
         writes = connection.get_execution_options().get("perfsuite_write")
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _prepare_postgresql(engine: sa.Engine) -> None:
+    """A database that hangs holds nobody for ever; limits that the user, the role or the database has stay."""
+    limits = {"lock_timeout": f"{BUSY_WAIT_S}s", "statement_timeout": f"{STATEMENT_WAIT_S}s"}
+
+    @event.listens_for(engine, "connect")
+    def _connect(connection: Any, _record: Any) -> None:
+        with connection.cursor() as cursor:
+            for name, limit in limits.items():
+                cursor.execute("SELECT set_config(%s, %s, false) WHERE current_setting(%s) = '0'", (name, limit, name))
+        connection.commit()
 
 
 def _bring_up_to_date(engine: sa.Engine, url: str, *, create: bool) -> None:

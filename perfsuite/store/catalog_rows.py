@@ -5,20 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from statistics import median
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Table
 
 from perfsuite.analysis.compare import ComparisonResult
 from perfsuite.analysis.definition import definition_of
+from perfsuite.analysis.levels import comparison_rows, levels
 from perfsuite.analysis.metrics import METRICS_VERSION
 from perfsuite.analysis.summary import RunSummary, TrialSummary
 from perfsuite.records import ServerFacts
 from perfsuite.store import catalog_schema as tables
 
 Row = dict[str, Any]
+CANARY_VERSION = 1  # of telemetry/canary.py: values of other work are no points of these histories
+CANARY_FIELDS = ("cpu_bytes_per_s", "memory_bytes_per_s")  # of the event
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +30,7 @@ class CatalogRun:
     manifest         of the bundle; manifest_sha256: of its bytes
     bundle           where the bundle is, on bundle_host
     annotations      rows of annotations.jsonl: utc_ns, text, is_accepted
+    canary           the event of that name: telemetry/canary.py; empty for a bundle of before it was kept
     """
 
     manifest: Mapping[str, Any]
@@ -37,6 +40,7 @@ class CatalogRun:
     summary: RunSummary
     comparisons: Sequence[ComparisonResult]
     annotations: Sequence[Mapping[str, Any]] = ()
+    canary: Mapping[str, Any] = field(default_factory=dict)
 
 
 def run_row(run: CatalogRun, *, now_utc_ns: int) -> Row:
@@ -59,11 +63,18 @@ def run_row(run: CatalogRun, *, now_utc_ns: int) -> Row:
         "num_trials": manifest["plan"]["num_trials"],
         "num_played": manifest.get("num_played"),
         "num_requests": manifest.get("num_requests"),
+        **_canary(run),
         "bundle": run.bundle,
         "bundle_host": run.bundle_host,
         "manifest_sha256": run.manifest_sha256,
         "catalogued_utc_ns": now_utc_ns,
     }
+
+
+def _canary(run: CatalogRun) -> Row:
+    """None for one that was not measured, or by other work."""
+    is_ours = run.canary.get("version") == CANARY_VERSION
+    return {f"canary_{name}": run.canary.get(name) if is_ours else None for name in CANARY_FIELDS}
 
 
 def environments(run: CatalogRun) -> dict[str, Row]:
@@ -184,20 +195,9 @@ def _metrics(run: CatalogRun) -> Iterator[Row]:
 
 
 def _levels(run: CatalogRun) -> Iterator[Row]:
-    values: dict[tuple[str, str, str], list[float]] = {}
-    for trial in run.summary.trials:
-        if trial.is_usable:
-            for name, value in trial.metrics.items():
-                if value is not None:
-                    values.setdefault((trial.arm, _label(run, trial), name), []).append(value)
-    for (arm, load_point, name), found in values.items():
-        yield {
-            "arm": arm,
-            "load_point": load_point,
-            "metric": name,
-            "median": median(found),
-            "num_trials": len(found),
-        }
+    for level in levels(run.summary):
+        names = ("arm", "load_point", "median", "num_trials")
+        yield {"metric": level.metric.name} | {name: getattr(level, name) for name in names}
 
 
 def _comparisons(run: CatalogRun) -> Iterator[Row]:
@@ -206,29 +206,13 @@ def _comparisons(run: CatalogRun) -> Iterator[Row]:
         yield {"comparison": number} | {name: getattr(comparison, name) for name in names}
 
 
+_RATIO_COLUMNS = [column.name for column in tables.RATIOS.columns if column.name not in ("run", "environment")]
+
+
 def _ratios(run: CatalogRun) -> Iterator[Row]:
-    for number, comparison in enumerate(run.comparisons):
-        for point in comparison.points:
-            for row in point.metrics:
-                if row.estimate.ratio is None and row.verdict.word is None:
-                    continue
-                yield {
-                    "comparison": number,
-                    "load_point": point.load_label,
-                    "metric": row.metric.name,
-                    "baseline": comparison.baseline,
-                    "candidate": comparison.candidate,
-                    "is_primary": row.is_primary,
-                    "num_pairs": row.estimate.num_pairs,
-                    "label": point.label or None,
-                    "ratio": row.estimate.ratio,
-                    "ratio_low": row.estimate.low,
-                    "ratio_high": row.estimate.high,
-                    "verdict": row.verdict.word,
-                    "is_below_margin": row.verdict.is_below_margin,
-                    "detectable_ratio": row.verdict.mde_ratio,
-                    "note": row.note,
-                }
+    for row in comparison_rows(run.comparisons):
+        if row["ratio"] is not None or row["verdict"] is not None:
+            yield {name: row[name] for name in _RATIO_COLUMNS}
 
 
 def _differences(run: CatalogRun) -> Iterator[Row]:

@@ -5,6 +5,7 @@ a run's own name is `run_id`. Names and types follow the migrations in `migratio
 
 Schema history:
   0001  first schema.
+  0002  runs: the canary of the load host.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ def _of_run() -> Column[int]:
     return Column("run", Integer, ForeignKey("runs.id", ondelete="CASCADE"), nullable=False)
 
 
-# One row a bundle. definition: analysis.definition, what may be compared with what. manifest_sha256, metrics_version:
-# reindex leaves a row alone when both are those of the bundle and of the code.
+# One row a bundle. definition: analysis.definition, what may be compared with what. canary_*: rates of the load host,
+# telemetry/canary.py. manifest_sha256, metrics_version: reindex leaves a row alone when both are those of the bundle
+# and of the code.
 RUNS = Table(
     "runs",
     METADATA,
@@ -60,6 +62,8 @@ RUNS = Table(
     Column("num_trials", Integer, nullable=False),
     Column("num_played", Integer),
     Column("num_requests", BigInteger),
+    Column("canary_cpu_bytes_per_s", Float),
+    Column("canary_memory_bytes_per_s", Float),
     Column("bundle", Text, nullable=False),
     Column("bundle_host", Text, nullable=False),
     Column("manifest_sha256", Text, nullable=False),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from perfsuite.analysis.history import CAUSES
 from perfsuite.store.catalog import Catalog
 from perfsuite.store.catalog_engine import catalog_errors
-from perfsuite.store.catalog_schema import ANNOTATIONS, ENVIRONMENTS, LEVELS, RATIOS, RUNS
+from perfsuite.store.catalog_schema import ANNOTATIONS, COMPARISONS, ENVIRONMENTS, LEVELS, RATIOS, RUNS, TRIALS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +52,7 @@ class Point:
     low, high  the interval of a ratio; None of a value
     num      usable trials, or pairs
     facts    keys of analysis.history.CAUSES that are known -> what it was; of a ratio: of the candidate
+    canary   "cpu", "memory" -> rate of the canary on the load host; empty where it was not measured
     """
 
     run_id: str
@@ -63,6 +64,7 @@ class Point:
     status: str
     emulated: bool
     facts: Mapping[str, str]
+    canary: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[Note, ...] = ()
 
 
@@ -72,6 +74,32 @@ class Series:
 
     key: SeriesKey
     points: tuple[Point, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunState:
+    """What a run can say at all. definition: of its series; refused: why comparisons in it cannot be made."""
+
+    definition: str
+    num_trials: int
+    num_invalid: int
+    refused: tuple[str, ...]
+
+
+def read_run(catalog: Catalog, run_id: str) -> RunState | None:
+    """None when the catalog does not have the run. Raises StoreError."""
+    found = _rows(catalog, sa.select(RUNS.c.id, RUNS.c.definition).where(RUNS.c.run_id == run_id))
+    if not found:
+        return None
+    number, definition = found[0]
+    validities = _rows(catalog, sa.select(TRIALS.c.validity).where(TRIALS.c.run == number))
+    query = sa.select(COMPARISONS.c.reason).where(COMPARISONS.c.run == number, COMPARISONS.c.comparable.is_(False))
+    return RunState(
+        definition=definition,
+        num_trials=len(validities),
+        num_invalid=sum(validity == "invalid" for (validity,) in validities),
+        refused=tuple(str(reason) for (reason,) in _rows(catalog, query)),
+    )
 
 
 def find_series(
@@ -117,7 +145,7 @@ def read_series(catalog: Catalog, key: SeriesKey) -> Series:
     """The points of a series. Only values of one definition are in it: others cannot be held against them."""
     query = _level_query(key) if key.baseline is None else _ratio_query(key)
     rows = _rows(catalog, query)
-    facts = _facts(catalog, {row[8] for row in rows})
+    facts = _facts(catalog, {row[-1] for row in rows})
     notes = _notes(catalog, key)
     return Series(
         key=key,
@@ -132,14 +160,16 @@ def read_series(catalog: Catalog, key: SeriesKey) -> Series:
                 high=high,
                 num=num,
                 facts=facts[environment],
+                canary={"cpu": cpu, "memory": memory} if cpu and memory else {},
                 notes=notes.get(run_id, ()),
             )
-            for run_id, utc_ns, status, emulated, value, low, high, num, environment in rows
+            for run_id, utc_ns, status, emulated, cpu, memory, value, low, high, num, environment in rows
         ),
     )
 
 
-_RUN = (RUNS.c.run_id, RUNS.c.created_utc_ns, RUNS.c.status, RUNS.c.emulated)
+_CANARY = (RUNS.c.canary_cpu_bytes_per_s, RUNS.c.canary_memory_bytes_per_s)
+_RUN = (RUNS.c.run_id, RUNS.c.created_utc_ns, RUNS.c.status, RUNS.c.emulated, *_CANARY)
 
 
 def _level_query(key: SeriesKey) -> sa.Select[Any]:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from perfsuite.errors import UsageError
 
 CATALOG_FILE = "catalog.db"
 NO_CATALOG = "none"
+CATALOG_VARIABLE = "PERFSUITE_CATALOG"  # what --catalog is without the option
 _BEGINNINGS = ("sqlite:///", "postgresql+psycopg://")
+
+
+def catalog_of(given: str | None, environ: Mapping[str, str]) -> str | None:
+    """The catalog that was given, else that of PERFSUITE_CATALOG; None without either."""
+    return given or environ.get(CATALOG_VARIABLE) or None
 
 
 def catalog_url(results: Path, given: str | None) -> str | None:
@@ -31,4 +38,4 @@ def catalog_url(results: Path, given: str | None) -> str | None:
 
 def is_wanted(results: Path, given: str | None) -> bool:
     """Whether a run is to be added: a catalog was named, or the folder has one. It gets one when it is first asked."""
-    return given is not None or (results / CATALOG_FILE).exists()
+    return bool(given) or (results / CATALOG_FILE).exists()

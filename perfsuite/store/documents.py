@@ -1,7 +1,9 @@
 """The JSON documents of a bundle and how they become values again: manifest, plan, facts of trials and servers, events.
 
 Format history:
-  bundle/1  first format.
+  bundle/1  first format; the plan's digest covers blocks, load points and request specs
+  bundle/2  added.jsonl: trials that no plan lists beforehand, of searches and of later attempts; the digest covers
+            the model, the arms and what is compared too, and specs_digest is what it was before
 """
 
 from __future__ import annotations
@@ -16,12 +18,13 @@ from typing import Any
 
 from perfsuite.errors import StoreError
 from perfsuite.records import ClientAudit, ServerFacts, TrialFacts
-from perfsuite.scenario.plan import Plan
+from perfsuite.scenario.arrivals import RateStage
+from perfsuite.scenario.plan import Block, LoadPoint, Plan, Trial, plan_digest
 from perfsuite.scenario.schema import Scenario
 from perfsuite.store.layout import MANIFEST, store_errors, write_atomically
 from perfsuite.store.redact import Redactor
 
-BUNDLE_VERSION = 1
+BUNDLE_VERSION = 2
 
 STATUSES: dict[str, str] = {
     "running": "not finished: still going on, or killed",
@@ -100,10 +103,12 @@ def scenario_digest(resolved: Mapping[str, Any]) -> str:
 
 
 def plan_document(plan: Plan) -> dict[str, Any]:
-    """Blocks, trials and load points, without the request specs, which follow from the scenario."""
+    """Blocks, trials and load points, from which the plan is read again; without the request specs, which follow from
+    the scenario and were played."""
     return {
         "schema": "plan/1",
         "digest": plan.digest,
+        "specs_digest": plan.specs_digest,
         "num_file_rows": plan.num_file_rows,
         "file_digest": plan.file_digest,
         "load_points": [{"label": point.label, **asdict(point)} for point in plan.load_points],
@@ -111,10 +116,50 @@ def plan_document(plan: Plan) -> dict[str, Any]:
     }
 
 
+def plan_from_document(document: Mapping[str, Any], scenario: Scenario) -> Plan:
+    """The plan that plan_document was made of. Fields that it lacks have their defaults.
+
+    Raises KeyError or TypeError: a field is missing; ValueError: blocks, trials, arms and load points do not fit.
+    """
+    if document["schema"] != "plan/1":
+        raise ValueError(f"schema {document['schema']!r}")
+    is_of_bundle_1 = "specs_digest" not in document
+    specs_digest = document["digest" if is_of_bundle_1 else "specs_digest"]
+    plan = Plan(
+        scenario=scenario,
+        load_points=tuple(_load_point(row) for row in document["load_points"]),
+        blocks=tuple(_block(row) for row in document["blocks"]),
+        num_file_rows=document["num_file_rows"],
+        file_digest=document["file_digest"],
+        digest=plan_digest(scenario, specs_digest) if is_of_bundle_1 else document["digest"],
+        specs_digest=specs_digest,
+    )
+    _check_plan(plan)
+    return plan
+
+
+def _load_point(row: Mapping[str, Any]) -> LoadPoint:
+    known = _present(row, LoadPoint)
+    return LoadPoint(**known | {"stages": tuple(RateStage(**stage) for stage in row.get("stages", ()))})
+
+
+def _block(row: Mapping[str, Any]) -> Block:
+    return Block(**_present(row, Block) | {"trials": tuple(Trial(**_present(t, Trial)) for t in row["trials"])})
+
+
+def _check_plan(plan: Plan) -> None:
+    for number, block in enumerate(plan.blocks):
+        if block.ordinal != number or block.arm not in plan.scenario.arms:
+            raise ValueError(f"block {number} is {block.ordinal} of arm {block.arm!r}")
+    for number, trial in enumerate(plan.trials):
+        if trial.ordinal != number or not 0 <= trial.load_point < len(plan.load_points):
+            raise ValueError(f"trial {number} is {trial.ordinal} at load point {trial.load_point}")
+
+
 def trial_facts(row: Mapping[str, Any]) -> TrialFacts:
     """A line of trials.jsonl as a value. Raises KeyError or TypeError when a field is missing."""
     audit = row.get("audit")
-    values = {name: row[name] for name in _names(TrialFacts)}
+    values = {name: row[name] for name in _names(TrialFacts) if name in row or name not in ("repeat", "attempt")}
     known = {name: audit[name] for name in _names(ClientAudit) if name in audit} if audit is not None else None
     return TrialFacts(**values | {"audit": None if known is None else ClientAudit(**known)})
 
@@ -126,6 +171,10 @@ def server_facts(row: Mapping[str, Any]) -> tuple[int, ServerFacts]:
 
 def _names(kind: type) -> list[str]:
     return [field.name for field in fields(kind)]
+
+
+def _present(row: Mapping[str, Any], kind: type) -> dict[str, Any]:
+    return {name: row[name] for name in _names(kind) if name in row}
 
 
 def _select(row: Mapping[str, Any], kind: type) -> dict[str, Any]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
-from collections.abc import Iterable
-from contextlib import suppress
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from perfsuite.errors import StoreError, UsageError
 from perfsuite.store.documents import read_manifest
-from perfsuite.store.layout import MANIFEST, runs_folder, store_errors
+from perfsuite.store.layout import MANIFEST, PRUNED, runs_folder, store_errors
 from perfsuite.store.reading import damaged_files
 
 _RUN_ID = re.compile(r"(\d{4})(\d\d)(\d\d)T\d{6}\.\d{3}Z-[A-Za-z0-9._-]+")
@@ -30,7 +32,7 @@ def bundles_in(source: Path) -> list[Path]:
 def copy_bundle(source: Path, results: Path) -> tuple[Path, bool]:
     """Copy a finished bundle into a results folder: (where it is now, whether it is new there).
 
-    Raises StoreError: unfinished, damaged, with links in it, or another bundle has its run id.
+    Raises StoreError: unfinished, pruned, damaged, with links in it, or another bundle has its run id.
     """
     manifest = read_manifest(source)
     target = runs_folder(results) / _day(source, manifest.get("run_id")) / manifest["run_id"]
@@ -38,18 +40,45 @@ def copy_bundle(source: Path, results: Path) -> tuple[Path, bool]:
         raise StoreError("the run is not finished", where=str(source), cure="perfsuite recover on the host it ran on")
     if target.exists():
         return _same(source, target), False
+    if (source / PRUNED).exists():
+        raise StoreError(
+            "the run's raw data were removed, so its numbers cannot be computed again",
+            where=str(source),
+            cure="import runs before a nightly prunes them (keep.raw_days), or share one catalog",
+        )
     _refuse(source, [str(path.relative_to(source)) for path in source.rglob("*") if path.is_symlink()], "has links")
     _refuse(source, damaged_files(source), "files were changed after the run")
-    arriving = results / _ARRIVING / target.name
-    with store_errors("cannot copy the bundle", target):
-        shutil.rmtree(arriving, ignore_errors=True)
-        shutil.copytree(source, arriving)
+    with store_errors("cannot copy the bundle", target), _arriving(results, target.name) as arriving:
+        shutil.copytree(source, arriving, dirs_exist_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         _refuse(arriving, damaged_files(arriving), "the copy is damaged")
-        arriving.rename(target)
+        is_first = _take_name(arriving, target)
+    return (target, True) if is_first else (_same(source, target), False)
+
+
+@contextmanager
+def _arriving(results: Path, name: str) -> Iterator[Path]:
+    """A folder of our own: two imports of one bundle do not disturb each other."""
+    parent = results / _ARRIVING
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):  # another import may be at work there
-            arriving.parent.rmdir()
-    return target, True
+            parent.rmdir()
+
+
+def _take_name(arriving: Path, target: Path) -> bool:
+    """False when another import had the name first."""
+    try:
+        arriving.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True
 
 
 def _day(source: Path, run_id: object) -> str:

@@ -16,13 +16,18 @@ SCENARIO_RESOLVED = "scenario.resolved.json"
 PLAN = "plan.json"
 EVENTS = "events.jsonl"
 TRIALS = "trials.jsonl"
+ADDED = "added.jsonl"
 SERVERS = "servers.jsonl"
 SUMMARY = "summary.json"
+PRUNED = "pruned.json"  # raw data were removed, as a nightly's retention says: when, and which files
 REQUESTS = "requests.parquet"
 TELEMETRY = "telemetry.parquet"
 SERVER_METRICS = "server_metrics.parquet"
+PROFILES = "profiles"  # of a profile run: a folder of each arm
+KERNEL_PROFILE = "kernel_profile.json"  # in PROFILES: what the traces say (report/site_profile.py)
 LIVE = "live"
 LOGS = "logs"
+WORKERS_LOG = "workers.jsonl"  # in LOGS: what is known of load workers elsewhere
 TRUTH = "truth"
 TMP_SUFFIX = ".tmp"
 
@@ -71,6 +76,11 @@ def request_stream(folder: Path, trial: int, worker: int = 0) -> Path:
 def request_streams(folder: Path, trial: int) -> list[Path]:
     """Live records of one trial, those of each worker that began it."""
     return sorted((folder / LIVE).glob(f"requests-{trial:06d}-*.arrows"))
+
+
+def telemetry_stream(folder: Path, block: int) -> Path:
+    """Live telemetry of one block."""
+    return folder / LIVE / f"telemetry-{block:06d}.arrows"
 
 
 def telemetry_streams(folder: Path) -> list[Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from perfsuite.analysis.summary import rows_by_trial
-from perfsuite.errors import PerfsuiteError, StoreError
+from perfsuite.errors import StoreError
 from perfsuite.records import (
     REQUEST_SCHEMA,
     SERVER_METRICS_SCHEMA,
@@ -22,13 +22,15 @@ from perfsuite.records import (
     ServerFacts,
     TrialFacts,
 )
-from perfsuite.scenario.files import parse_scenario
-from perfsuite.scenario.plan import Plan, build_plan
+from perfsuite.scenario.plan import Plan
 from perfsuite.scenario.schema import Scenario
-from perfsuite.store.documents import read_lines, read_manifest, server_facts, to_json, trial_facts
+from perfsuite.store.documents import read_document, read_lines, read_manifest, server_facts, to_json, trial_facts
 from perfsuite.store.layout import (
+    ADDED,
     EVENTS,
     MANIFEST,
+    PLAN,
+    PRUNED,
     REQUESTS,
     SCENARIO,
     SERVER_METRICS,
@@ -40,14 +42,17 @@ from perfsuite.store.layout import (
     runs_folder,
     server_metrics_streams,
     store_errors,
+    telemetry_stream,
     telemetry_streams,
     write_atomically,
 )
+from perfsuite.store.planned import read_plan
 from perfsuite.store.processes import host_facts, is_mark_alive
 from perfsuite.store.streams import conform, read_stream
 from perfsuite.store.trial_tables import TrialTables
 
 QUIET_S = 120.0
+_SMALL = (SCENARIO, PLAN, ADDED, TRIALS, SERVERS, EVENTS)  # read whole, so their digests are checked at each reading
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +89,7 @@ class BundleRow:
 
     status      a key of STATUSES, or "corrupt"
     num_played  trials played completely; None while the run goes on
+    pruned_utc_ns  when its raw data were removed on purpose; None = they were not
     """
 
     run_id: str
@@ -95,11 +101,18 @@ class BundleRow:
     num_trials: int | None
     num_played: int | None
     problem: str | None
+    pruned_utc_ns: int | None = None
 
 
 def read_bundle(path: Path) -> BundleData:
-    """A bundle as values. Raises StoreError when it is damaged or of a newer format."""
+    """A bundle as values.
+
+    Raises StoreError when it is damaged or of a newer format, or when a file other than its Parquet files and logs is
+    not the one that the manifest lists; damaged_files() reads those too.
+    """
     manifest = read_manifest(path)
+    _refuse_pruned(path)
+    refuse_changed(path, manifest, names=_SMALL)
     plan = read_plan(path, manifest)
     return BundleData(
         path=path,
@@ -115,27 +128,50 @@ def read_bundle(path: Path) -> BundleData:
     )
 
 
-def read_plan(path: Path, manifest: Mapping[str, Any]) -> Plan:
-    """The plan of a bundle, built again from its scenario. Raises StoreError when it is another one than was played."""
-    file = path / SCENARIO
-    with store_errors("cannot read the bundle's scenario", file):
-        text = file.read_text(encoding="utf-8")
-    known = manifest["plan"]
-    if not {"num_file_rows", "file_digest", "digest"} <= set(known):
-        raise StoreError("damaged: the plan's facts are missing", where=str(path / MANIFEST), found=f"plan: {known}")
-    try:
-        scenario = parse_scenario(text, name=str(file))
-        plan = build_plan(scenario, num_file_rows=known["num_file_rows"], file_digest=known["file_digest"])
-    except PerfsuiteError as error:
-        raise StoreError("the bundle's scenario no longer makes a plan", where=str(file), found=str(error)) from error
-    if plan.digest != known["digest"]:
+def pruned_facts(path: Path) -> dict[str, Any] | None:
+    """utc_ns and removed (names of files) of a bundle whose raw data were removed on purpose; None for another.
+
+    Raises StoreError when pruned.json is damaged.
+    """
+    return read_document(path / PRUNED) if (path / PRUNED).exists() else None
+
+
+def _refuse_pruned(path: Path) -> None:
+    facts = pruned_facts(path)
+    if facts is not None:
         raise StoreError(
-            "the bundle's scenario makes another plan than the one that was played",
-            where=str(file),
-            found=f"plan digest {plan.digest[:12]}, the manifest has {known['digest'][:12]}",
-            cure=f"read it with the perfsuite that wrote it, {manifest['perfsuite']}, or undo a change of {SCENARIO}",
+            "the raw data of this run were removed, as a nightly's retention said",
+            where=str(path),
+            found=f"{PRUNED}: {', '.join(str(name) for name in facts.get('removed', []))}",
+            cure=f"its numbers stay in {SUMMARY} (perfsuite show {path.name} --json), in histories and on the site",
         )
-    return plan
+
+
+def read_live_blocks(path: Path, plan: Plan, blocks: Collection[int], *, samples: bool = True) -> BundleData:
+    """What a bundle that goes on holds of some of its blocks; samples: telemetry too. Raises StoreError."""
+    trials = [_trial(path / TRIALS, row, plan) for row in read_lines(path / TRIALS) if row["block"] in blocks]
+    streams = [telemetry_stream(path, block) for block in sorted(blocks)] if samples else []
+    return BundleData(
+        path=path,
+        manifest=read_manifest(path),
+        scenario=plan.scenario,
+        plan=plan,
+        trial_requests={facts.trial: _live_requests(path, facts.trial) for facts in trials},
+        telemetry=_concat(streams, TELEMETRY_SCHEMA),
+        server_metrics=SERVER_METRICS_SCHEMA.empty_table(),
+        trials=trials,
+        servers=dict(_fact(path / SERVERS, server_facts, row) for row in read_lines(path / SERVERS)),
+        events=read_lines(path / EVENTS),
+    )
+
+
+def _live_requests(path: Path, trial: int) -> pa.Table:
+    return _concat(request_streams(path, trial), REQUEST_SCHEMA).sort_by("index")
+
+
+def _concat(streams: Iterable[Path], schema: pa.Schema) -> pa.Table:
+    tables = [read_stream(stream, schema).table for stream in streams if stream.exists()]
+    return pa.concat_tables([schema.empty_table(), *tables])
 
 
 def _table(path: Path, streams: Iterable[Path], schema: pa.Schema, manifest: Mapping[str, Any]) -> pa.Table:
@@ -173,7 +209,7 @@ def _trial(path: Path, row: dict[str, Any], plan: Plan) -> TrialFacts:
     """The facts of a trial, which must be one of the plan's."""
     facts: TrialFacts = _fact(path, trial_facts, row)
     planned = plan.trials[facts.trial] if 0 <= facts.trial < len(plan.trials) else None
-    names = ("block", "arm", "comparison", "pair", "load_point")
+    names = ("block", "arm", "comparison", "pair", "load_point", "repeat", "attempt")
     if planned is None or any(getattr(facts, name) != getattr(planned, name) for name in names):
         raise StoreError("damaged: a trial is none of the plan's", where=str(path), found=f"trial {facts.trial}")
     if facts.status not in TRIAL_STATUSES:
@@ -230,11 +266,19 @@ def _row(folder: Path) -> BundleRow:
             num_trials=manifest["plan"]["num_trials"],
             num_played=manifest.get("num_played"),
             problem=_problem(folder, manifest),
+            pruned_utc_ns=(pruned_facts(folder) or {}).get("utc_ns"),
         )
     except StoreError as error:
         return _corrupt(folder, error.what if error.found is None else f"{error.what}: {error.found}")
     except (KeyError, TypeError, AttributeError) as error:
         return _corrupt(folder, f"{MANIFEST} lacks a field: {error}")
+    except Exception as error:  # one bundle never hides the others
+        return _corrupt(folder, damaged_words(error))
+
+
+def damaged_words(error: Exception) -> str:
+    """What is wrong with a bundle, of an error that nobody expected."""
+    return f"damaged, or read wrongly by perfsuite: {error!r}"
 
 
 def _corrupt(folder: Path, problem: str) -> BundleRow:
@@ -255,8 +299,11 @@ def _problem(folder: Path, manifest: Mapping[str, Any]) -> str | None:
     """What a look at names and sizes finds wrong; None when nothing."""
     if manifest["status"] == "running":
         return None if is_alive(folder) else "its process is gone: perfsuite recover finishes it"
+    removed = (pruned_facts(folder) or {}).get("removed", [])
     for file in manifest["files"]:
         path = folder / file["path"]
+        if file["path"] in removed:
+            continue
         if not path.exists():
             return f"{file['path']} is missing"
         if (size := path.stat().st_size) != file["bytes"]:
@@ -265,17 +312,38 @@ def _problem(folder: Path, manifest: Mapping[str, Any]) -> str | None:
 
 
 def damaged_files(path: Path) -> list[str]:
-    """Files of a finished bundle whose content is not what the manifest says; reads every byte. Raises StoreError."""
-    damaged = []
-    for file in read_manifest(path).get("files", []):
-        try:
-            with (path / file["path"]).open("rb") as content:
-                is_same = hashlib.file_digest(content, "sha256").hexdigest() == file["sha256"]
-        except OSError:
-            is_same = False
-        if not is_same:
-            damaged.append(str(file["path"]))
-    return damaged
+    """Files of a bundle whose content is not what the manifest says; reads every byte. Raises StoreError."""
+    manifest = read_manifest(path)
+    return [str(file["path"]) for file in _listed(manifest) if not _is_same(path, file, manifest)]
+
+
+def refuse_changed(path: Path, manifest: Mapping[str, Any], *, names: Collection[str] | None = None) -> None:
+    """Raises StoreError when a listed file is not what the manifest says. names: only these; None = every file."""
+    wanted = [file for file in _listed(manifest) if names is None or file["path"] in names]
+    changed = [str(file["path"]) for file in wanted if not _is_same(path, file, manifest)]
+    if changed:
+        raise StoreError(
+            "files of the bundle were changed after the run",
+            where=str(path),
+            found=", ".join(changed),
+            cure="put back the files that were written by the run; to change a setting, run the scenario again",
+        )
+
+
+def _listed(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Path, bytes and sha256 of files: of a finished bundle all, while the run goes on those that stay as they are."""
+    return list(manifest.get("files", []))
+
+
+def _is_same(folder: Path, file: Mapping[str, Any], manifest: Mapping[str, Any]) -> bool:
+    path = folder / file["path"]
+    try:
+        with path.open("rb") as content:
+            return bool(hashlib.file_digest(content, "sha256").hexdigest() == file["sha256"])
+    except FileNotFoundError:
+        return bool(manifest["status"] == "running")  # killed before it was written
+    except OSError:
+        return False
 
 
 def is_alive(path: Path) -> bool:

@@ -18,6 +18,7 @@ from perfsuite.store.documents import (
 )
 from perfsuite.store.finalize import finish_bundle
 from perfsuite.store.layout import (
+    ADDED,
     EVENTS,
     LIVE,
     PLAN,
@@ -27,8 +28,9 @@ from perfsuite.store.layout import (
     store_errors,
     write_atomically,
 )
+from perfsuite.store.planned import read_plan_to_finish
 from perfsuite.store.processes import host_facts, is_mark_alive
-from perfsuite.store.reading import BundleData, is_alive, read_bundle, read_plan
+from perfsuite.store.reading import BundleData, is_alive, read_bundle, refuse_changed
 from perfsuite.store.redact import Redactor
 
 # Processes of perfsuite's own, which end by themselves when the run's process does.
@@ -79,9 +81,10 @@ def _stop_leftovers(manifest: dict[str, Any], stop_leftover: Callable[[dict[str,
 
 
 def _repair(path: Path, manifest: dict[str, Any], stopped: list[int]) -> None:
-    plan = read_plan(path, manifest)
-    for name in (EVENTS, TRIALS, SERVERS):
+    for name in (EVENTS, TRIALS, SERVERS, ADDED):
         cut_torn_line(path / name)
+    refuse_changed(path, manifest)
+    plan = read_plan_to_finish(path, manifest)
     if not (path / PLAN).exists():  # killed while the folder was being filled
         redactor = Redactor(plan.scenario.model_dump(mode="json"))
         write_atomically(path / SCENARIO_RESOLVED, to_json(resolved_scenario(plan.scenario, redactor)))

@@ -66,6 +66,14 @@ class Child:
         self._process.kill()  # an answer that comes late would be taken for another's
         raise ChildLost(f"no answer within {within_s:g} s")
 
+    def has_answer(self) -> bool:
+        """Whether answer() would not wait. Raises ChildLost."""
+        assert self._commands is not None
+        try:
+            return self._commands.poll()
+        except OSError:
+            raise self._lost() from None
+
     def close(self) -> None:
         """End the process, if there is one: its pipe closes, it flushes and leaves; killed when it does not."""
         if self._commands is None:

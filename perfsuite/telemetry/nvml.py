@@ -123,11 +123,13 @@ class NvmlSource:
     def measure_periods(
         self, *, span_s: float = PERIOD_SPAN_S, sleep: Callable[[float], None] = time.sleep
     ) -> dict[str, float]:
-        """Poll the first GPU's power and counter for span_s: mean seconds between their changes, by field.
-
-        A value that changed fewer than three times is left out.
+        """Poll power and counter of the first GPU that could be opened for span_s: mean seconds between their changes,
+        by field. A value that changed fewer than three times is left out.
         """
-        gpu, last, changes = self._gpus[0], dict[str, float](), dict[str, list[int]]()
+        gpu = next((gpu for gpu in self._gpus if gpu.handle is not None), self._gpus[0])
+        if gpu.handle is None:
+            return self._periods_s
+        last, changes = dict[str, float](), dict[str, list[int]]()
         end = self._now_ns() + round(span_s * 1e9)
         while (now := self._now_ns()) < end:
             sample = self._power_sample(gpu, Reading(gpu.never, self._errors))

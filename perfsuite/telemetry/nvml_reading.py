@@ -47,7 +47,6 @@ _VALUE_MEMBERS = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal"
 _get = object.__getattribute__  # pynvml's structures have a slow one of their own, for texts
 
 Field = tuple[int, int]  # field id, scope id: a power scope, or the number of a link
-Way = tuple[str | None, Callable[[], Any]]
 T = TypeVar("T")
 
 

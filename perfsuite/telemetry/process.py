@@ -17,12 +17,15 @@ from perfsuite.telemetry.stream import TelemetryStream, telemetry_batch
 FLUSH_NS = 500_000_000
 QUIET_NS = 3_000_000_000
 """A source may have nothing new for so long: one that is read more often than it is refreshed."""
+LAG_NS = 2_000_000_000
+"""A source on another host may be behind by so much, and is waited for at the end."""
+LAG_STEP_S = 0.05
 
 
 def serve(commands: Connection) -> None:
     """Sample and answer until the other end of the pipe is closed.
 
-    Commands are tuples: ("start", source, path, hz, token), ("status",), ("stop",).
+    Commands are tuples: ("start", source, path, hz, token), ("status",), ("power",), ("stop",).
     """
     telemetry_batch([])  # pyarrow's first conversion imports pandas where there is one: not inside a window
     gc.freeze()  # what is imported stays: no collection looks at it again
@@ -39,10 +42,13 @@ def serve(commands: Connection) -> None:
                 is_on = sampling.reason is None and sampling.source_name != "none"
             elif command[0] == "stop":
                 if is_on:
-                    sampling.read()  # so that a window that ends now has a sample after its end
+                    sampling.read_past(time.monotonic_ns())  # a window that ends now has a sample after its end
                 sampling.close()
                 is_on = False
-            commands.send(sampling.status("sampling" if is_on else "stopped"))
+            if command[0] == "power":
+                commands.send(sampling.power_w if is_on else None)
+            else:
+                commands.send(sampling.status("sampling" if is_on else "stopped"))
         elif is_on:
             sampling.sample()
             is_on = not sampling.is_closed
@@ -92,6 +98,7 @@ class Sampling:
         self.reason: str | None = None
         self.detail: str | None = None
         self.is_closed = False
+        self.power_w: float | None = None  # of all GPUs by the newest round; None where one of them does not tell
         self._file = file
         self._source = source
         self._now_ns = now_ns
@@ -100,9 +107,11 @@ class Sampling:
         self._cpu_at_start_s = time.process_time()
         self._ended: tuple[float, float] | None = None
         self._rows: list[GpuSample] = []
+        self._newest_ns: dict[int, int] = {}
         self._lags_ns: list[int] = []
         self._last_good_ns: int | None = None
         self._temperatures_c: dict[int, float] = {}
+        self._powers_w: dict[int, float | None] = {}
         self._facts = SourceFacts()
         self._counts = {"num_gpus": 0, "num_rows": 0, "num_rounds": 0, "num_failed_rounds": 0, "num_missed": 0}
 
@@ -125,7 +134,15 @@ class Sampling:
         """Read every GPU once."""
         samples = self._source.read()
         self._rows += samples
+        self._newest_ns |= {sample.gpu: sample.t_ns for sample in samples}
         self._count(samples)
+
+    def read_past(self, t_ns: int) -> None:
+        """Read until each GPU has a sample of t_ns or later, or has had no new one for LAG_NS."""
+        self.read()
+        while (newest_ns := min(self._newest_ns.values(), default=0)) < t_ns and newest_ns > self._now_ns() - LAG_NS:
+            time.sleep(LAG_STEP_S)
+            self.read()
 
     def close(self) -> None:
         """Flush and close; a second call does nothing."""
@@ -174,6 +191,9 @@ class Sampling:
         if is_quiet:
             return
         self._last_good_ns = now if is_good else self._last_good_ns
+        self._powers_w |= {sample.gpu: sample.power_w for sample in samples}
+        watts = [value for value in self._powers_w.values() if value is not None]
+        self.power_w = sum(watts) if is_good and len(watts) == self._counts["num_gpus"] else None
         self._temperatures_c |= {s.gpu: s.temperature_c for s in samples if s.temperature_c is not None}
         self.reason = None if is_good else next((s.error for s in samples if s.error), "no_samples")
 

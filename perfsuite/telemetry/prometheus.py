@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from perfsuite.telemetry.source import GpuFacts, GpuSample, SourceFacts
+from perfsuite.telemetry.source import GpuFacts, GpuSample, SourceFacts, SourceUnavailable
 
 TIMEOUT_S = 2.0
+FIRST_TRIES = 3
 AGE_S = 1.0  # DCGM fetches its fields once a second by default
 MAX_BYTES = 16_000_000
 _MIB = float(2**20)
@@ -71,6 +72,17 @@ class PrometheusSource:
         self._now_ns = now_ns
         self._seen: dict[int, str] = {}
         self._facts = SourceFacts()
+
+    def check(self) -> None:
+        """Raises SourceUnavailable when the endpoint cannot be asked at all."""
+        for number in range(FIRST_TRIES):
+            try:
+                self._get()
+                return
+            except (OSError, http.client.HTTPException) as error:
+                self._connection.close()
+                if number == FIRST_TRIES - 1 or isinstance(error, _BadStatus):
+                    raise SourceUnavailable(_reason(error), str(error)) from None
 
     def read(self) -> list[GpuSample]:
         """One sample for each GPU; none while no GPU was ever told of."""

@@ -24,6 +24,8 @@ class Sampler:
     def __init__(self, on_start: Callable[[int], None]) -> None:
         self._status = SamplerStatus()
         self._child = Child("perfsuite-sampler", serve, on_start)
+        self._power_w: float | None = None
+        self._is_power_asked = False  # the answer to ("power",) is still to come
 
     @property
     def pid(self) -> int | None:
@@ -43,6 +45,7 @@ class Sampler:
         if source != "none":
             if not self._child.is_alive:  # not started yet, or lost in an earlier block
                 self._child.close()
+                self._is_power_asked = False
             self._status = self._ask(("start", source, path, hz, token), self._status)
         try:
             yield self
@@ -56,13 +59,43 @@ class Sampler:
             self._status = self._ask(("status",), self._status)
         return self._status
 
+    def power_w(self) -> float | None:
+        """Watts of all GPUs by the newest reading of the block, as told since the last call; None without telemetry.
+
+        Never waits: each call takes the answer to the one before, when it is there, and asks again.
+        """
+        if self._status.state != "sampling":
+            return None
+        try:
+            if self._is_power_asked and self._child.has_answer():
+                self._take_power()
+            if not self._is_power_asked:
+                self._child.send(("power",))
+                self._is_power_asked = True
+        except ChildLost as error:
+            self._lose(self._status, error)
+        return self._power_w
+
+    def _take_power(self) -> None:
+        self._is_power_asked = False
+        self._power_w = self._child.answer(ANSWER_S)
+
+    def _lose(self, before: SamplerStatus, error: ChildLost) -> SamplerStatus:
+        self._power_w, self._is_power_asked = None, False
+        self._status = replace(before, state="lost", reason="sampler_lost", detail=str(error))
+        return self._status
+
     def _ask(self, command: tuple[Any, ...], before: SamplerStatus) -> SamplerStatus:
         """The answer to a command; state "lost" when the process has ended or does not answer."""
         try:
+            if self._is_power_asked:
+                self._take_power()
+            if command[0] == "start":
+                self._power_w = None
             self._child.send(command)
             status: SamplerStatus = self._child.answer(ANSWER_S)
         except ChildLost as error:
-            return replace(before, state="lost", reason="sampler_lost", detail=str(error))
+            return self._lose(before, error)
         return status
 
     def close(self) -> None:

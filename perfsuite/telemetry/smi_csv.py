@@ -7,6 +7,7 @@ clocks turn them into monotonic times, so a file of another day or host gives ti
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -126,12 +127,13 @@ def _values(row: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _number(text: str) -> float | None:
-    """12.5 of "12.50 W", 4 of "0x0000000000000004"; None of "[N/A]"."""
+    """12.5 of "12.50 W", 4 of "0x0000000000000004"; None of "[N/A]" and of what is not finite."""
     word = text.split(" ")[0]
     try:
-        return float(int(word, 16)) if word.startswith("0x") else float(word)
-    except ValueError:
+        number = float(int(word, 16)) if word.startswith("0x") else float(word)
+    except (ValueError, OverflowError):
         return None
+    return number if math.isfinite(number) else None
 
 
 def _wall_ns(text: str) -> int | None:

@@ -180,7 +180,9 @@ def open_source(source: str, *, token: str | None = None) -> Source:
     if kind == "prometheus":
         from perfsuite.telemetry.prometheus import PrometheusSource
 
-        return PrometheusSource(rest, token=token)
+        exporter = PrometheusSource(rest, token=token)
+        exporter.check()
+        return exporter
     if kind == "agent":
         from perfsuite.telemetry.agent_source import AgentSource
 
