@@ -21,7 +21,7 @@ from perfsuite.cli_options import print_json as _print_json
 from perfsuite.cli_options import width as _width
 from perfsuite.cli_profile import add_profile, profile_after_run
 from perfsuite.cli_site import add_site
-from perfsuite.errors import NoValidComparison, PerfsuiteError, UsageError
+from perfsuite.errors import NoValidComparison, PerfsuiteError, StoreError, UsageError
 
 if TYPE_CHECKING:
     from perfsuite.load.spawning import Line
@@ -249,11 +249,14 @@ def recover(
     """Finish the bundle of a run that was killed (as partial), and stop engines it left behind."""
     from perfsuite.run import recover_runs
 
-    recovered = recover_runs(results, run, catalog=catalog)
-    if not recovered:
+    problems: list[str] = []
+    recovered = recover_runs(results, run, catalog=catalog, on_problem=problems.append)
+    if not recovered and not problems:
         print("nothing to recover")
     for line in recovered:
         print(line)
+    if problems:
+        raise StoreError(f"{len(problems)} bundles could not be recovered", found="\n".join(problems))
 
 
 @app.command()
@@ -280,12 +283,17 @@ TOKEN_VARIABLE = "PERFSUITE_TELEMETRY_TOKEN"
 
 @telemetry_app.command()
 def probe(source: Source = "nvml", json: Json = False, token_variable: TokenVariable = TOKEN_VARIABLE) -> None:
-    """Read a source a few times: which values its GPUs tell, which are missing and why, how often counters change."""
+    """Read a source a few times: which values its GPUs tell, which are missing and why, how often counters change.
+
+    Exit code 5 when nothing can be read.
+    """
     from perfsuite.report.probe import probe_text
     from perfsuite.telemetry.probe import probe as probe_source
 
     found = probe_source(source, token=os.environ.get(token_variable))
     _print_json(found) if json else print(probe_text(found, width=_width()))
+    if found["reason"]:
+        raise typer.Exit(5)
 
 
 @telemetry_app.command()

@@ -17,7 +17,7 @@ from perfsuite.load.order import PlayOrder, Target
 from perfsuite.load.workers import LoadWorkers
 from perfsuite.scenario.schema import TelemetrySettings
 from perfsuite.telemetry.sampler import Sampler
-from perfsuite.telemetry.source import SamplerStatus
+from perfsuite.telemetry.source import SamplerStatus, clean_token
 
 FIRST_SAMPLES_S = 3.0  # the first samples are waited for so long
 SETTLE_RATIO = 0.25  # of the idle time passes before it counts: clocks and power fall first
@@ -41,14 +41,15 @@ def gpu_source(settings: TelemetrySettings, own: str) -> str:
 
 
 def source_token(settings: TelemetrySettings, environ: Mapping[str, str]) -> str | None:
-    """The token that telemetry.token names; None without one. Raises UsageError when the variable is not set."""
+    """The token that telemetry.token names; None without one. Raises UsageError when the variable holds none."""
     if settings.token is None:
         return None
     name = settings.token.strip("${}")
-    if not environ.get(name):
-        what = f"the environment variable {name} is not set"
+    token = clean_token(environ.get(name, ""), where=f"telemetry.token, environment variable {name}")
+    if not token:
+        what = f"the environment variable {name} is {'empty' if name in environ else 'not set'}"
         raise UsageError(what, where="telemetry.token", cure=f"export {name}=…")
-    return environ[name]
+    return token
 
 
 def condition_gpus(

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import PackageNotFoundError
@@ -42,7 +42,7 @@ from perfsuite.store.layout import (
     store_errors,
     write_atomically,
 )
-from perfsuite.store.reading import BundleRow, list_bundles, read_bundle
+from perfsuite.store.reading import BundleRow, damaged_words, list_bundles, read_bundle
 
 TREND_METRICS = (
     "output_tps_per_gpu", "ttft_p50_s", "tpot_p50_s", "interactivity_p50_per_s", "j_per_output_token", "ttft_p99_s",
@@ -114,10 +114,10 @@ def build_site(
     assets = assets_folder()
     with store_errors("cannot read the site's own files", assets):
         template = (assets / "site" / "index.html").read_text(encoding="utf-8")
-    files = site_files(
-        runs, found, fixed, template=template, scripts=SCRIPTS, now_utc_ns=time.time_ns(), version=_version(),
-        title=title,
-    )  # fmt: skip
+    make = partial(
+        site_files, template=template, scripts=SCRIPTS, now_utc_ns=time.time_ns(), version=_version(), title=title
+    )
+    runs, files = _pages(runs, problems, make, found, fixed)
     with store_errors("cannot write the site", out):
         for name in ("data/runs", "site", "vendor"):
             (out / name).mkdir(parents=True, exist_ok=True)
@@ -163,13 +163,34 @@ def _site_run(row: BundleRow, problems: list[str], *, has_detail: bool) -> SiteR
             run_id=row.run_id, manifest=manifest, answer=answer, scenario=scenario, problem=_problem(row),
             has_detail=has_detail, annotations=read_annotations(row.path),
         )  # fmt: skip
-    except PerfsuiteError as error:
-        problems.append(str(error))
+    except Exception as error:  # one bundle never hides the others
+        told = str(error) if isinstance(error, PerfsuiteError) else f"{row.path}: {damaged_words(error)}"
+        problems.append(told)
         known = {"scenario": {"name": row.scenario}, "created": {"utc_ns": row.created_utc_ns}, "status": row.status}
         return SiteRun(
             run_id=row.run_id, manifest=known | {"emulated": bool(row.emulated)}, answer=None, scenario={},
-            problem=row.problem or error.what,
+            problem=row.problem or (error.what if isinstance(error, PerfsuiteError) else damaged_words(error)),
         )  # fmt: skip
+
+
+def _pages(
+    runs: list[SiteRun], problems: list[str], make: Callable[..., dict[str, str]], *histories: Any
+) -> tuple[list[SiteRun], dict[str, str]]:
+    """The site's files; runs whose answer cannot be shown are in them as damaged, and in `problems`."""
+    try:
+        return runs, make(runs, *histories)
+    except Exception:
+        shown = [_shown_alone(run, problems, make) for run in runs]
+        return shown, make(shown, *histories)
+
+
+def _shown_alone(run: SiteRun, problems: list[str], make: Callable[..., dict[str, str]]) -> SiteRun:
+    try:
+        make([run], ())
+    except Exception as error:
+        problems.append(f"{run.run_id}: {damaged_words(error)}")
+        return replace(run, manifest={}, answer=None, scenario={}, problem=damaged_words(error), has_detail=False)
+    return run
 
 
 def _problem(row: BundleRow) -> str | None:
@@ -215,9 +236,10 @@ def _write_details(results: Path, out: Path, runs: Sequence[SiteRun], problems: 
             continue
         try:
             text = detail_script(path, run)
-        except PerfsuiteError as error:
-            problems.append(str(error))
-            text = data_script(f"run/{run_slug(run.run_id)}", {"problem": str(error)})
+        except Exception as error:
+            told = str(error) if isinstance(error, PerfsuiteError) else f"{path}: {damaged_words(error)}"
+            problems.append(told)
+            text = data_script(f"run/{run_slug(run.run_id)}", {"problem": told})
         (out / run_file(run.run_id)).write_text(text, encoding="utf-8")
         known[run.run_id] = mark
     kept = {run.run_id for run in runs if run.has_detail}
@@ -279,7 +301,7 @@ def metrics_page(results: Path) -> str:
         try:
             _, summary = load_run(results, run.run_id)
             texts.append(openmetrics_text(summary, compare(summary), run_id=run.run_id, utc_ns=run.utc_ns or 0))
-        except PerfsuiteError:
+        except Exception:  # counted, whatever it is
             num_unreadable += 1
     if newest:  # with a time, like all samples of this page: promtool takes all of them or none
         texts.append(_UNREADABLE.format(num_unreadable, max(run.utc_ns or 0 for run in newest.values()) / 1e9))

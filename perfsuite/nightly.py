@@ -87,8 +87,10 @@ def play_night(settings: NightSettings, play: Play, *, on_step: OnStep = lambda 
         raise UsageError("a nightly needs a catalog: it holds the histories", cure="leave --catalog none out")
     going = _Going(settings=settings, play=play, on_step=on_step, day=settings.begin, problems={})
     if (settings.results / "runs").is_dir():
-        for line in recover_runs(settings.results, "all", catalog=settings.catalog):
+        problems: list[str] = []
+        for line in recover_runs(settings.results, "all", catalog=settings.catalog, on_problem=problems.append):
             on_step(f"recovered {line}")
+        going.problems.update(dict.fromkeys(problems))
         going.reindex()
     entries = tuple(_entry(going, path) for path in settings.scenarios)
     warnings = tuple(f"not in the catalog: {problem}" for problem in going.problems)
@@ -133,7 +135,7 @@ def _runs_of(results: Path, digest: str, day: datetime) -> list[str]:
     if not (results / "runs").is_dir():
         return []
     rows = [row for row in list_bundles(results) if row.status == "complete" and _is_of_day(row, day)]
-    return [row.run_id for row in rows if read_manifest(row.path)["plan"]["digest"] == digest]
+    return [row.run_id for row in rows if read_manifest(row.path)["plan"].get("digest") == digest]
 
 
 def _is_of_day(row: BundleRow, day: datetime) -> bool:

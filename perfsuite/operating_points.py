@@ -146,5 +146,7 @@ def _point(run: _RunCurve, value: float) -> Point:
     return Point(
         run_id=of.run_id, utc_ns=of.utc_ns, value=value, num=run.num, status=of.status, emulated=of.emulated,
         facts=of.facts, canary=of.canary,
-        notes=tuple(Note(utc_ns=n.utc_ns, text=n.text, is_accepted=n.is_accepted) for n in of.notes),
+        notes=tuple(
+            Note(utc_ns=n.utc_ns, text=n.text, is_accepted=n.is_accepted, is_explained=n.is_explained) for n in of.notes
+        ),
     )  # fmt: skip

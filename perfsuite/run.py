@@ -11,7 +11,7 @@ from perfsuite.blocks import AfterTrials, Instruments, play_blocks
 from perfsuite.conditioning import source_token
 from perfsuite.engines import stop_leftover_mark
 from perfsuite.engines.attach import check_keys
-from perfsuite.errors import Interrupted
+from perfsuite.errors import Interrupted, PerfsuiteError
 from perfsuite.load.spawning import Line
 from perfsuite.load.workers import start_workers
 from perfsuite.prepare import Prepared, choose_workers, num_cores
@@ -20,7 +20,7 @@ from perfsuite.results import Answer, conclude
 from perfsuite.run_state import Run, StopRequest
 from perfsuite.scenario.schema import Scenario
 from perfsuite.store.bundle import open_bundle, open_request_sink
-from perfsuite.store.reading import find_bundle, is_alive, list_bundles
+from perfsuite.store.reading import damaged_words, find_bundle, is_alive, list_bundles
 from perfsuite.store.recover import recover_bundle
 from perfsuite.telemetry.canary import measure_canary
 from perfsuite.telemetry.sampler import start_sampler
@@ -81,17 +81,28 @@ def _secrets(scenario: Scenario) -> list[str]:
     return [os.environ[name] for name in names if os.environ.get(name)]
 
 
-def recover_runs(results: Path, ref: str, *, catalog: str | None = None) -> list[str]:
-    """Finish killed runs as partial; a line about each."""
-    if ref == "all":
-        rows = [row for row in list_bundles(results) if row.status == "running"]
-        paths = [row.path for row in rows if not is_alive(row.path)]
-    else:
-        paths = [find_bundle(results, ref)]
+def recover_runs(
+    results: Path, ref: str, *, catalog: str | None = None, on_problem: Callable[[str], None] = lambda _text: None
+) -> list[str]:
+    """Finish killed runs as partial; a line about each. Raises StoreError, of "all" only for the results folder.
+
+    on_problem: told of each bundle of "all" that cannot be finished; the others are.
+    """
+    if ref != "all":
+        return _recover_run(find_bundle(results, ref), results, catalog)
     out = []
-    for path in paths:
-        data = recover_bundle(path, stop_leftover_mark)
-        problem = conclude(path, results=results, catalog=catalog).catalog_problem
-        out.append(f"{path.name}: {data.manifest['status']}, {data.requests.num_rows:,} records")
-        out += [problem] if problem else []
+    for path in [row.path for row in list_bundles(results) if row.status == "running"]:
+        try:
+            out += [] if is_alive(path) else _recover_run(path, results, catalog)
+        except Interrupted:
+            raise
+        except Exception as error:  # one bundle never hides the others
+            on_problem(str(error) if isinstance(error, PerfsuiteError) else f"{path}: {damaged_words(error)}")
     return out
+
+
+def _recover_run(path: Path, results: Path, catalog: str | None) -> list[str]:
+    data = recover_bundle(path, stop_leftover_mark)
+    problem = conclude(path, results=results, catalog=catalog).catalog_problem
+    line = f"{path.name}: {data.manifest['status']}, {data.requests.num_rows:,} records"
+    return [line, problem] if problem else [line]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,11 +13,12 @@ from perfsuite.analysis.capacity import (
     fewest_gpus,
     size_ratio,
 )
+from perfsuite.analysis.conditions import block_telemetry
 from perfsuite.analysis.run_capacity import capacities, size_ratios
 from perfsuite.library import find_checkpoint, find_gpu
 from perfsuite.report.capacity import capacity_json, capacity_lines
 from perfsuite.scenario.arm import Arm
-from tests.made_run import FP8, NVFP4, Speed, made_run, server_facts
+from tests.made_run import FP8, NVFP4, Speed, made_run, scenario, server_facts
 
 B200 = find_gpu("b200")
 KV_FP8 = 48_068  # V3.2: 61 layers x (512 + 4 x 4 + 64 x 2 = 656, and 132 of the indexer)
@@ -83,8 +85,40 @@ def test_show_has_a_column_for_each_arm_and_the_claim() -> None:
     assert lines[0].startswith("EMULATED")
     assert max(map(len, lines)) <= 80
     text = "\n".join(lines)
-    assert "fewest GPUs" in text and "the card claims about 1.66" in text
+    assert "the card claims about 1.66" in text
     known = capacities(summary)
     assert known["fp8"].memory.used == 2 * 100e9
     assert size_ratios(summary)["fp8", "nvfp4"].memory == pytest.approx(680 / 410)
     assert set(capacity_json(summary)["arms"]) == {"fp8", "nvfp4"}
+
+
+def lines_of(gpu_name: str | None, telemetry: str | None = None, **fields: Any) -> str:
+    """What `show` prints of a run whose servers, or else whose telemetry, tell this GPU."""
+    facts = {name: server_facts(engine="vllm", emulated=False, gpu_name=gpu_name) for name in ("fp8", "nvfp4")}
+    real = {name: {**base, "engine": "vllm", **fields} for name, base in (("fp8", FP8), ("nvfp4", NVFP4))}
+    speeds = {name: [Speed(ttft_ms=100, gap_ms=20)] * 2 for name in real}
+    summary = made_run(speeds, made_of=scenario(arms=real), facts=facts)
+    if telemetry is not None:
+        told = {"kind": "telemetry", "block": 0, "facts": {"gpus": [{"name": telemetry}]}}
+        blocks = {number: block_telemetry([told | {"block": number}])[number] for number in range(4)}
+        summary = replace(summary, blocks=blocks)
+    return " ".join("\n".join(capacity_lines(summary, 200)).split())
+
+
+@pytest.mark.parametrize("name", ["NVIDIA B200", "nvidia-b200", "b200"])
+def test_the_fewest_gpus_are_of_the_gpu_that_is_told_and_say_that_they_are_computed(name: str) -> None:
+    text = lines_of(name)
+    assert "fewest GPUs, 8,192 ~8 ~4" in text
+    told = f"{name}, as told; assumed 90 % of the memory and 8.00 GB a GPU"
+    assert f"fewest GPUs (~ computed): {told}" in text
+    assert "NVIDIA H200, as told; assumed 80 %" in lines_of(None, "NVIDIA H200", gpu="b200", gpu_memory_fraction=0.8)
+    assert "b200, named by the scenario, not told" in lines_of(None, gpu="b200")
+
+
+def test_the_fewest_gpus_are_withheld_for_a_gpu_that_is_unknown_to_the_library_or_to_everybody() -> None:
+    for text, why in (
+        (lines_of("NVIDIA H100 80GB HBM3", gpu="b200"), "the model library has no NVIDIA H100 80GB HBM3"),
+        (lines_of(None, "NVIDIA A100-SXM4-80GB"), "the model library has no NVIDIA A100-SXM4-80GB"),
+        (lines_of(None), "the GPU is neither told nor named (arms.ARM.gpu)"),
+    ):
+        assert f"fewest GPUs: withheld, {why}" in text and "fewest GPUs, " not in text

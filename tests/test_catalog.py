@@ -111,14 +111,16 @@ def test_runs_of_another_definition_are_another_series(url: str) -> None:
 
 def test_a_point_knows_what_was_installed_and_what_people_wrote(url: str) -> None:
     note = {"utc_ns": 5, "text": "new driver, agreed", "is_accepted": True}
+    known = {"utc_ns": 6, "text": "a slow kernel", "is_accepted": False, "is_explained": True}
     with open_catalog(url) as catalog:
         catalog.add(night(0))
-        catalog.add(night(1, engine_version="2.0", annotations=[note]))
+        catalog.add(night(1, engine_version="2.0", annotations=[note, known]))
         (key,) = find_series(catalog, METRIC, arm="fp8")
         first, second = read_series(catalog, key).points
     assert (first.facts["engine_version"], second.facts["engine_version"]) == ("1.0", "2.0")
     assert first.facts["node"] == "node-1" and "driver" not in first.facts
     assert first.notes == () and second.notes[0].text == "new driver, agreed" and second.notes[0].is_accepted
+    assert [(each.is_accepted, each.is_explained) for each in second.notes] == [(True, False), (False, True)]
 
 
 def test_an_invalid_trial_is_in_the_catalog_and_in_no_history(url: str) -> None:
@@ -144,14 +146,18 @@ def test_a_point_knows_the_canary_of_its_host_and_not_one_of_other_work(url: str
 
 def test_a_catalog_of_the_first_schema_is_brought_up_to_date_with_its_runs_and_down_again(url: str) -> None:
     with open_catalog(url) as catalog:
-        catalog.add(night(0, canary={"version": 1, "cpu_bytes_per_s": 1.0, "memory_bytes_per_s": 1.0}))
+        note = {"utc_ns": 5, "text": "a slow kernel", "is_accepted": False}
+        canary = {"version": 1, "cpu_bytes_per_s": 1.0, "memory_bytes_per_s": 1.0}
+        catalog.add(night(0, canary=canary, annotations=[note]))
         before = num_rows(catalog)
         migrate(catalog.engine, url, target="0001")
         assert "canary_cpu_bytes_per_s" not in {c["name"] for c in sa.inspect(catalog.engine).get_columns("runs")}
+        assert "is_explained" not in {c["name"] for c in sa.inspect(catalog.engine).get_columns("annotations")}
     with open_catalog(url, create=False) as catalog:
         assert num_rows(catalog) == before
         (key,) = find_series(catalog, METRIC, arm="fp8")
-        assert read_series(catalog, key).points[0].canary == {}
+        (point,) = read_series(catalog, key).points
+        assert point.canary == {} and [each.is_explained for each in point.notes] == [False]
 
 
 def test_what_a_run_can_say_is_told_without_its_bundle(url: str) -> None:

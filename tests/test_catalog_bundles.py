@@ -21,10 +21,11 @@ from perfsuite.store.bundle import open_bundle
 from perfsuite.store.catalog import open_catalog
 from perfsuite.store.catalog_schema import LEVELS, RUNS
 from perfsuite.store.catalog_series import find_series, read_series
+from perfsuite.store.documents import read_manifest
 from perfsuite.store.importing import copy_bundle
-from perfsuite.store.reading import damaged_files
+from perfsuite.store.reading import damaged_files, list_bundles
 from perfsuite.telemetry.canary import measure_canary
-from tests.bundles import NUM_REQUESTS, SCENARIO, complete_run, make_plan, make_server, play
+from tests.bundles import NUM_REQUESTS, SCENARIO, complete_run, make_plan, make_server, play, reseal
 from tests.catalogs import night
 
 DOWN = "postgresql+psycopg://user:sesame@127.0.0.1:1/db"
@@ -81,6 +82,61 @@ def test_a_damaged_bundle_is_told_of_and_the_others_are_taken_up(tmp_path: Path)
     done = reindex(tmp_path)
     assert done.added == (whole.name,)
     assert len(done.problems) == 1 and "requests.parquet" in done.problems[0]
+
+
+def odd_event(path: Path) -> None:
+    """A bundle that is whole, and holds what no code of perfsuite expects."""
+    with (path / "events.jsonl").open("a") as file:
+        file.write("[1]\n")
+
+
+def test_a_bundle_that_raises_what_nobody_expects_is_named_and_the_others_are_taken_up(tmp_path: Path) -> None:
+    odd, whole = complete_run(tmp_path), complete_run(tmp_path)
+    odd_event(odd)
+    reseal(odd)
+    with pytest.raises(AttributeError):
+        conclude(odd, results=tmp_path)
+    done = reindex(tmp_path)
+    assert done.added == (whole.name,)
+    assert len(done.problems) == 1 and odd.name in done.problems[0] and "AttributeError" in done.problems[0]
+
+
+def test_a_value_that_the_catalog_cannot_hold_is_a_problem_of_its_run_alone(tmp_path: Path) -> None:
+    odd, whole = complete_run(tmp_path), complete_run(tmp_path)
+    reseal(odd, lambda manifest: manifest.update(num_requests=2**70))
+    done = reindex(tmp_path)
+    assert done.added == (whole.name,)
+    assert len(done.problems) == 1 and odd.name in done.problems[0]
+
+
+def test_a_list_goes_on_past_a_bundle_that_raises_what_nobody_expects(tmp_path: Path) -> None:
+    whole, odd = complete_run(tmp_path), unfinished_run(tmp_path)
+    manifest = json.loads((odd / "manifest.json").read_text())
+    (odd / "manifest.json").write_text(json.dumps(manifest | {"processes": []}))
+    rows = {row.path: row for row in list_bundles(tmp_path)}
+    assert rows[whole].problem is None
+    assert rows[odd].status == "corrupt" and "IndexError" in (rows[odd].problem or "")
+
+
+def killed_run(results: Path) -> Path:
+    path = unfinished_run(results)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["processes"][0]["start_time_ticks"] = 1  # another process by now
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    return path
+
+
+def test_recover_all_goes_on_past_bundles_that_cannot_be_finished_and_names_them(tmp_path: Path) -> None:
+    odd, edited, whole = killed_run(tmp_path), killed_run(tmp_path), killed_run(tmp_path)
+    odd_event(odd)
+    (edited / "scenario.yaml").write_text(SCENARIO.replace("seed: 7", "seed: 8"))
+    shown = CliRunner().invoke(app, ["recover", "all", "--results", str(tmp_path)])
+    assert [line.partition(":")[0] for line in shown.stdout.splitlines()] == [whole.name]
+    assert isinstance(shown.exception, StoreError), shown.exception
+    told = str(shown.exception)
+    assert "2 bundles could not be recovered" in told
+    assert "AttributeError" in told and odd.name in told and edited.name in told
+    assert read_manifest(whole)["status"] == "partial"
 
 
 def test_reindex_leaves_a_run_that_goes_on_to_its_end(tmp_path: Path) -> None:

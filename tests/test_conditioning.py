@@ -59,6 +59,17 @@ def test_the_token_comes_from_the_environment_and_is_refused_when_it_is_not_ther
         source_token(agent, {"T": ""})
 
 
+def test_a_token_is_taken_without_the_space_around_it_and_refused_where_no_header_could_carry_it() -> None:
+    agent = settings(source="agent", url="http://h", token="${T}")
+    assert source_token(agent, {"T": " secret\r\n"}) == "secret"
+    for token in ("two\nlines", "t\u00f6ken", "a\x00b"):
+        with pytest.raises(UsageError, match="cannot be sent in a header") as caught:
+            source_token(agent, {"T": token})
+        assert token not in str(caught.value)
+    with pytest.raises(UsageError, match="environment variable T is empty"):
+        source_token(agent, {"T": "\n"})
+
+
 def two_hosts(**telemetry: Any) -> Scenario:
     own = {"source": "agent", "url": "http://b:9477", "token": "${TOKEN_B}", "gpus": [4, 5]}
     engine = {"engine": "vllm", "kv_cache_dtype": "fp8", "parallelism": {"tensor": 2}}

@@ -278,6 +278,7 @@ def test_power_above_its_limit_for_a_moment_widens_the_bound_and_withholds_nothi
         true_j = float(np.interp(t1_s, np.arange(201) / 10, energy_j)) - 1500
         assert found.energy_j is not None and found.bound_j is not None
         assert abs(found.energy_j - true_j) <= found.bound_j, t1_s
+        assert "limit_exceeded" in found.doubts
 
 
 def test_samples_without_a_counter_are_passed_over() -> None:

@@ -13,9 +13,7 @@ from tests.made_run import request, requests_table, scenario, server_facts, tele
 @pytest.mark.parametrize(("num_user", "expected"), [(0, []), (1, []), (30, ["info"]), (100, ["info"])])
 def test_answers_timed_in_user_space_are_told(num_user: int, expected: list[str]) -> None:
     made = scenario(load=[{"rate": "10 req/s", "requests": 100}])
-    records = [
-        request(i, sched_ms=100 * i, timestamp_source="user" if i < num_user else "kernel") for i in range(100)
-    ]
+    records = [request(i, sched_ms=100 * i, timestamp_source="user" if i < num_user else "kernel") for i in range(100)]
     run = summarise(
         scenario=made,
         load_points=expand_load_points(made.load),

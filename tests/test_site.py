@@ -162,6 +162,23 @@ def test_the_slowest_requests_are_in_order_and_the_distributions_grow(page: dict
         assert part["values"] == sorted(part["values"])
 
 
+def test_a_run_that_the_pages_cannot_show_is_a_row_with_its_problem_and_the_others_are_shown(
+    demo: Path, tmp_path: Path
+) -> None:
+    results = copy_runs(demo, tmp_path / "results", INVALID_NIGHT, FIRST_BAD_NIGHT, FAILED_NIGHT)
+    summary = next(results.glob(f"runs/*/{INVALID_NIGHT}/summary.json"))
+    kept = json.loads(summary.read_text())
+    summary.write_text(json.dumps({name: value for name, value in kept.items() if name != "trials"}))
+    (next(results.glob(f"runs/*/{FAILED_NIGHT}")) / "annotations.jsonl").write_text('{"text": "no time"}\n')
+    built = build_site(results, tmp_path / "site", catalog="none")
+    assert len(built.problems) == 2
+    assert any(INVALID_NIGHT in text and "KeyError" in text for text in built.problems)
+    assert any(FAILED_NIGHT in text and "not a note" in text for text in built.problems)
+    rows = {row["id"]: row for row in data_of((tmp_path / "site/data/index.js").read_text())["runs"]}
+    assert {name for name, row in rows.items() if row["problem"]} == {INVALID_NIGHT, FAILED_NIGHT}
+    assert set(rows) == {INVALID_NIGHT, FAILED_NIGHT, FIRST_BAD_NIGHT}
+
+
 def test_a_damaged_bundle_is_a_row_with_its_problem_and_the_site_still_builds(demo: Path, tmp_path: Path) -> None:
     results = copy_runs(demo, tmp_path / "results", SWEEP, INVALID_NIGHT)
     (next((results / "runs").glob(f"*/{SWEEP}")) / "requests.parquet").write_bytes(b"PAR1")

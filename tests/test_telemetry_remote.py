@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from perfsuite.cli import app
 from perfsuite.errors import UsageError
 from perfsuite.telemetry.agent import Kept, is_loopback, serve_agent
 from perfsuite.telemetry.agent_source import AgentSource
@@ -23,6 +25,7 @@ from perfsuite.telemetry.prometheus import PrometheusSource, read_metrics
 from perfsuite.telemetry.sampler import start_sampler
 from perfsuite.telemetry.smi_csv import CsvSource
 from perfsuite.telemetry.source import GpuFacts, GpuSample, SourceFacts, SourceUnavailable, check_source, open_source
+from perfsuite.telemetry.stream import telemetry_batch
 
 DATA = Path(__file__).parent / "data"
 TOKEN = "a token of this test"
@@ -58,6 +61,23 @@ def test_an_exposition_without_numbers_of_gpus_is_numbered_by_uuid_and_mig_is_ma
     assert [(s.gpu, s.gpu_uuid, s.power_w) for s in samples] == [(0, "a", 400.0), (1, "b", 500.0), (2, "c", None)]
     assert (samples[0].sm_clock_mhz, samples[0].temperature_c) == (1830.0, None)
     assert samples[2].error == "mig;power_w:prometheus_no_metric"
+
+
+@pytest.mark.parametrize("value", ["-1", "NaN", "+Inf", "140737488355328", "9223372036854775794", "9.2e18"])
+def test_an_energy_that_an_exporter_shows_for_none_is_missing(value: str) -> None:
+    text = f'DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION{{gpu="0",UUID="a"}} {value}\n'
+    (sample,), _ = read_metrics(text, 0, 2)
+    assert (sample.energy_j, sample.error) == (None, "power_w:prometheus_no_metric")
+
+
+def test_numbers_that_are_none_of_ours_raise_nothing_in_an_exposition() -> None:
+    for number in ("\u00b2", "9" * 5000, "-1", ""):
+        text = (
+            f'DCGM_FI_DEV_FB_USED{{gpu="{number}",UUID="a"}} 1e14\nDCGM_FI_DEV_GPU_TEMP{{gpu="{number}",UUID="a"}} 4\n'
+        )
+        samples, _ = read_metrics(text, 0, 2)
+        assert [(s.gpu, s.memory_used_bytes, s.temperature_c) for s in samples] == [(0, None, 4.0)]
+        assert telemetry_batch(samples).num_rows == 1
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -166,6 +186,19 @@ def test_numbers_that_are_none_are_missing_not_wrong(tmp_path: Path) -> None:
     assert all("power_w:csv_not_available" in (sample.error or "") for sample in samples)
 
 
+def test_lines_that_are_no_rows_are_left_out_and_those_after_them_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "smi.csv"
+    bad = ["2026/05/01 12:00:00.000, \u00b2", f"2026/05/01 12:00:00.000, {'9' * 5000}", "9999/05/01 12:00:00.000, 0"]
+    rows = [f"{row}, G, 5" for row in [*bad, "2026/05/01 12:00:00.\u00b2, 0"]]
+    good = ["2026/05/01 12:00:01.000, 0, G, 1e300 MiB", "2026/05/01 12:00:02.000, 0, G, 7 MiB"]
+    path.write_text("\n".join(["timestamp, index, uuid, memory.used [MiB]", *rows, *good, ""]))
+    source = CsvSource(path)
+    samples = source.read()
+    source.close()
+    assert [sample.memory_used_bytes for sample in samples] == [None, 7 * 2**20]
+    assert telemetry_batch(samples).num_rows == 2
+
+
 def test_a_csv_that_is_not_there_is_a_reason(tmp_path: Path) -> None:
     with pytest.raises(SourceUnavailable) as caught:
         open_source(f"csv:{tmp_path / 'none.csv'}")
@@ -250,6 +283,19 @@ def test_the_sampler_writes_the_agents_samples_and_keeps_its_clock(tmp_path: Pat
     assert TOKEN not in repr(status)
 
 
+def test_a_token_with_a_line_end_is_the_token_and_one_that_no_header_carries_is_refused(tmp_path: Path) -> None:
+    with agent(Ticking()) as url:
+        source = open_source(f"agent:{url}", token=f"{TOKEN}\n")
+        source.close()
+    for name in ("prometheus:http://127.0.0.1:9/metrics", "agent:http://127.0.0.1:9"):
+        with pytest.raises(UsageError, match="cannot be sent in a header"):
+            open_source(name, token="t\u00f6ken of this test")
+        with start_sampler() as sampler, pytest.raises(UsageError, match="cannot be sent in a header"):
+            sampler.sampling(name, tmp_path / "t.arrows", 1.0, token="two\nlines").__enter__()
+    with pytest.raises(UsageError, match="cannot be sent in a header"):
+        serve_agent(Ticking(), token="two lines\nof a long token", port=0)
+
+
 def test_the_agent_answers_nobody_without_the_token() -> None:
     with agent(Ticking()) as url:
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": TOKEN}):
@@ -308,3 +354,23 @@ def test_the_names_of_sources_are_known(source: str) -> None:
 def test_other_names_are_refused(source: str) -> None:
     with pytest.raises(UsageError, match="unknown telemetry source"):
         check_source(source)
+
+
+# ---- the probe ----
+
+
+@pytest.mark.parametrize(
+    ("body", "reason", "code"),
+    [
+        (b'DCGM_FI_DEV_GPU_TEMP{gpu="0",UUID="a"} 40\n', None, 0),
+        (b'DCGM_FI_DEV_GPU_TEMP{gpu="0",UUID="a"} NaN\n', "no_values", 5),
+        (b"# no GPU\n", "no_samples", 5),
+        (None, "prometheus_unreachable", 5),
+    ],
+)
+def test_a_probe_that_reads_nothing_ends_with_5(body: bytes | None, reason: str | None, code: int) -> None:
+    with answering((200, body or b"")) as (url, _):
+        if body is None:
+            url = "http://127.0.0.1:9"
+        told = CliRunner().invoke(app, ["telemetry", "probe", "--source", f"prometheus:{url}/metrics", "--json"])
+    assert (told.exit_code, json.loads(told.output)["reason"]) == (code, reason)

@@ -52,6 +52,19 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServedGpu:
+    """The GPU of a deployment.
+
+    basis     "told" by the server or the telemetry, or "scenario"
+    is_known  by the model library
+    """
+
+    name: str
+    basis: str
+    is_known: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Capacity:
     """What a deployment has room for. None where the library does not know the checkpoint or its cache.
 
@@ -59,6 +72,8 @@ class Capacity:
     kv_capacity_tokens   as the engine says
     fits                 sequences at once, by their length in tokens: capacity / length
     fewest_gpus          of GPU_COUNTS, by length: where one sequence of the length fits, computed; None = none does
+    gpu                  what fewest_gpus is of; None = neither told nor named, and then there is none
+    memory_ratio         share of the GPU's memory that fewest_gpus takes for the engine's
     """
 
     memory: Memory
@@ -67,6 +82,8 @@ class Capacity:
     kv_capacity_tokens: int | None
     fits: Mapping[int, int]
     fewest_gpus: Mapping[int, int | None]
+    gpu: ServedGpu | None
+    memory_ratio: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,13 +111,14 @@ def capacity_of(
     facts: ServerFacts | None,
     *,
     gpu: Gpu | None,
+    served_gpu: ServedGpu | None = None,
     used_bytes: float | None = None,
     reserved_bytes: float | None = None,
     total_bytes: float | None = None,
 ) -> Capacity | None:
     """The capacity of an arm as served; None for one without GPUs. The bytes: measured, over all GPUs.
 
-    gpu: of the library, for the fewest GPUs; None = not asked.
+    gpu: of the library, for the fewest GPUs; None = not asked. served_gpu: how that is known.
     """
     layout, checkpoint = layout_of(arm), known_checkpoint(arm.checkpoint or "")
     if layout is None:
@@ -135,7 +153,13 @@ def capacity_of(
         kv_capacity_tokens=tokens,
         fits={n: tokens // n for n in lengths} if tokens is not None else {},
         fewest_gpus=_fewest(arm, checkpoint, gpu, dtype, lengths),
+        gpu=served_gpu,
+        memory_ratio=_memory_ratio(arm),
     )
+
+
+def _memory_ratio(arm: Arm) -> float:
+    return arm.gpu_memory_fraction or MEMORY_RATIO
 
 
 def _kv_dtype(arm: Arm, facts: ServerFacts | None, checkpoint: Checkpoint | None) -> str | None:
@@ -154,7 +178,7 @@ def _fewest(
 ) -> dict[int, int | None]:
     if checkpoint is None or gpu is None or dtype is None:
         return {}
-    ratio = arm.gpu_memory_fraction or MEMORY_RATIO
+    ratio = _memory_ratio(arm)
     return {n: fewest_gpus(checkpoint, gpu, dtype, length_tokens=n, memory_ratio=ratio) for n in lengths}
 
 

@@ -129,13 +129,16 @@ class Conditions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockTelemetry:
-    """What the run noted of a block's telemetry. idle: the window without requests; driver: None = not told."""
+    """What the run noted of a block's telemetry. idle: the window without requests; driver: None = not told;
+    gpu_names: the GPUs' names as told, each once.
+    """
 
     idle: Window | None = None
     driver_version: str | None = None
     failed_ratio: float | None = None
     cpu_ratio: float | None = None
     soak: str | None = None
+    gpu_names: tuple[str, ...] = ()
 
 
 def block_telemetry(events: Sequence[Mapping[str, Any]]) -> dict[int, BlockTelemetry]:
@@ -155,11 +158,13 @@ def block_telemetry(events: Sequence[Mapping[str, Any]]) -> dict[int, BlockTelem
 def _of_status(event: Mapping[str, Any]) -> dict[str, Any]:
     gpus = (event.get("facts") or {}).get("gpus") or []
     drivers = {gpu.get("driver_version") for gpu in gpus} - {None}
+    names = {str(gpu["name"]) for gpu in gpus if gpu.get("name")}
     rounds, wall_s = event.get("num_rounds") or 0, event.get("wall_s") or 0.0
     return {
         "driver_version": ", ".join(sorted(drivers)) or None,
         "failed_ratio": (event.get("num_failed_rounds") or 0) / rounds if rounds else None,
         "cpu_ratio": (event.get("cpu_s") or 0.0) / wall_s if wall_s > 0 else None,
+        "gpu_names": tuple(sorted(names)),
     }
 
 

@@ -62,7 +62,14 @@ ENERGY_DOUBTS: dict[str, str] = {
     "sampling_wide": f"samples of a GPU lie more than {GAP_FLAGGED_S:g} s apart in the window",
     "cross_check": f"counter and integral of power differ by more than {CROSS_CHECK_RATIO * 100:.0f} % and the bound",
     "module_scope": "the counter is of the whole module, its CPU included",
-    "power_unknown": "neither power nor its limit was read: the bound takes twice the mean power for the highest",
+    "limit_exceeded": (
+        "the counter rose by more than the power limit and the power samples allow: the bound takes twice that power "
+        "for the highest"
+    ),
+    "power_unknown": (
+        "neither power nor its limit was read: the bound takes twice the counter's mean, or its steepest step's, for "
+        "the highest"
+    ),
 }
 
 
@@ -230,8 +237,7 @@ def _by_counter(counted: Telemetry, window: Window, before: int, after: int) -> 
     if window.duration_s < MIN_PERIODS * period_s:
         return Energy(reason="window_too_short", period_s=period_s)
     mean_w = _mean_slope_w(counter)
-    power_w, doubts = _highest_power_w(used, mean_w)
-    power_w = max(power_w, float(np.nanmax(steps_of(counter).least_power_w, initial=0.0)))
+    power_w, doubts = _highest_power_w(used, counter, mean_w)
     if not decreases:
         found = energy_between(counter, t0_s, t1_s, power_w)
         reason = "counter_static"
@@ -256,17 +262,21 @@ def _mean_slope_w(counter: Counter) -> float:
     return float(gained[gained > 0].sum()) / span_s if span_s > 0 else 0.0
 
 
-def _highest_power_w(samples: Telemetry, mean_w: float) -> tuple[float, list[str]]:
-    """The power that is taken to be never exceeded: the limit in force, else the highest seen. A doubt without both.
+def _highest_power_w(samples: Telemetry, counter: Counter, mean_w: float) -> tuple[float, list[str]]:
+    """The power that is taken to be never exceeded: the limit in force, else the highest seen. A doubt without both, or
+    when a step of the counter shows more: its time holds one refresh or two, so twice its mean.
 
     Power samples are means over tens of milliseconds, so bursts stand above them; the limit holds for bursts too.
     """
     limit_w, seen_w = (
         float(values[np.isfinite(values)].max(initial=0.0)) for values in (samples.power_limit_w, samples.power_w)
     )
-    if limit_w > 0 or seen_w > 0:
-        return max(limit_w, seen_w, mean_w), []
-    return 2 * mean_w, ["power_unknown"]
+    step_w = float(np.nanmax(steps_of(counter).least_power_w, initial=0.0))
+    if limit_w <= 0 and seen_w <= 0:
+        return 2 * max(mean_w, step_w), ["power_unknown"]
+    if step_w > max(limit_w, seen_w):
+        return 2 * step_w, ["limit_exceeded"]
+    return max(limit_w, seen_w, mean_w), []
 
 
 def _by_integral(samples: Telemetry, window: Window, integral: Joules | None) -> Energy:

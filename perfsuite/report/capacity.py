@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from perfsuite.analysis.capacity import Capacity, SizeRatio
+from perfsuite.analysis.capacity import GPU_COUNTS, OTHER_BYTES_PER_GPU, Capacity, SizeRatio
 from perfsuite.analysis.run_capacity import capacities, size_ratios
 from perfsuite.analysis.summary import RunSummary
 from perfsuite.report.columns import cut, wrap
@@ -31,6 +31,8 @@ def capacity_lines(summary: RunSummary, width: int) -> list[str]:
         part = range(first, min(first + num, len(names)))
         lines.append(" " * _LABEL_WIDTH + "".join(f" {cut(names[k], room):>{room}}" for k in part))
         lines += [f"{label:<{_LABEL_WIDTH}}" + "".join(f" {cells[k]:>{room}}" for k in part) for label, cells in rows]
+    for note in dict.fromkeys(_fewest_note(arm) for arm in known.values()):
+        lines += wrap(note, width)
     for pair, ratio in size_ratios(summary).items():
         lines += wrap(_ratio_text(pair, ratio), width)
     return lines
@@ -45,12 +47,12 @@ def _rows(known: Mapping[str, Capacity]) -> Iterator[tuple[str, list[str]]]:
         ("  activations, graphs", "other"), ("reserved by the driver", "reserved"), ("of", "total"),
     ):  # fmt: skip
         yield label, [_bytes(arm, name) for arm in arms]
-    yield "KV bytes per token", [_number(arm.kv_bytes_per_token) for arm in arms]
+    yield "KV bytes per token", [_computed(arm.kv_bytes_per_token) for arm in arms]
     yield "KV capacity, tokens", [_number(arm.kv_capacity_tokens) for arm in arms]
     for length in sorted({length for arm in arms for length in (*arm.fits, *arm.fewest_gpus)}):
         yield f"fit at {length:,} tokens", [_number(arm.fits.get(length)) for arm in arms]
     for length in sorted({length for arm in arms for length in arm.fewest_gpus}):
-        yield f"fewest GPUs, {length:,}", [_number(arm.fewest_gpus.get(length)) for arm in arms]
+        yield f"fewest GPUs, {length:,}", [_fewest(arm, length) for arm in arms]
 
 
 def _bytes(arm: Capacity, name: str) -> str:
@@ -61,6 +63,32 @@ def _bytes(arm: Capacity, name: str) -> str:
 
 def _number(value: float | None) -> str:
     return DASH if value is None else f"{value:,.0f}"
+
+
+def _computed(value: float | None) -> str:
+    return DASH if value is None else f"~{value:,.0f}"
+
+
+def _fewest(arm: Capacity, length: int) -> str:
+    if length not in arm.fewest_gpus:
+        return DASH
+    return f"~{arm.fewest_gpus[length] or f'>{GPU_COUNTS[-1]}'}"
+
+
+def _fewest_note(arm: Capacity) -> str:
+    """What the fewest GPUs are computed for, or why there is no such number."""
+    if arm.gpu is None:
+        return "fewest GPUs: withheld, the GPU is neither told nor named (arms.ARM.gpu)"
+    if not arm.gpu.is_known:
+        return f"fewest GPUs: withheld, the model library has no {arm.gpu.name}"
+    if not arm.fewest_gpus:
+        return "fewest GPUs: withheld, the model library does not know the checkpoint or its cache"
+    whose = "as told" if arm.gpu.basis == "told" else "named by the scenario, not told"
+    share = f"{arm.memory_ratio * 100:g} % of the memory"
+    return (
+        f"fewest GPUs (~ computed): {arm.gpu.name}, {whose}; assumed {share} and "
+        f"{format_bytes(OTHER_BYTES_PER_GPU)} a GPU beside weights and cache"
+    )
 
 
 def _ratio_text(pair: tuple[str, str], ratio: SizeRatio) -> str:

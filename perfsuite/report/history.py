@@ -32,6 +32,8 @@ class SeriesNote(Protocol):
     def text(self) -> str: ...
     @property
     def is_accepted(self) -> bool: ...
+    @property
+    def is_explained(self) -> bool: ...
 
 
 class SeriesPoint(Protocol):
@@ -137,7 +139,8 @@ def _notes(trend: Trend) -> dict[int, list[str]]:
     out: dict[int, list[str]] = {}
     for index, point in enumerate(trend.series.points):
         for note in point.notes:
-            out.setdefault(index, []).append(f"note: {note.text}" + (" (accepted)" if note.is_accepted else ""))
+            mark = " (accepted)" if note.is_accepted else " (explained)" if note.is_explained else ""
+            out.setdefault(index, []).append(f"note: {note.text}{mark}")
     if trend.history is None:
         return out
     for change in trend.history.annotations:
@@ -189,6 +192,7 @@ def _trend(trend: Trend) -> dict[str, Any]:
 
 def _point(point: SeriesPoint) -> dict[str, Any]:
     names = ("run_id", "utc_ns", "value", "low", "high", "num", "status", "emulated")
-    notes = [{"utc_ns": n.utc_ns, "text": n.text, "is_accepted": n.is_accepted} for n in point.notes]
+    note_names = ("utc_ns", "text", "is_accepted", "is_explained")
+    notes = [{name: getattr(note, name) for name in note_names} for note in point.notes]
     told = {"facts": dict(point.facts), "canary": dict(point.canary), "notes": notes}
     return {name: getattr(point, name) for name in names} | told

@@ -12,7 +12,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from perfsuite.analysis.history import TOLERANCE_NIGHTS
-from perfsuite.report.history import Trend
+from perfsuite.report.history import SeriesNote, Trend
 from perfsuite.report.site_trends import trend_name
 
 if TYPE_CHECKING:
@@ -66,9 +66,9 @@ def _event(
     notes = [note for run_id in near for note in annotations.get(run_id, ())]
     told = {str(note["text"]): None for note in notes} | dict.fromkeys(text for row in order for text in row["notes"])
     is_accepted = any(row["is_accepted"] for row in order) or any(note["is_accepted"] for note in notes)
-    is_explained = any(note.get("is_explained") for note in notes)
+    is_explained = any(row["is_explained"] for row in order) or any(note.get("is_explained") for note in notes)
     names = ("metric", "label", "subject", "load_point", "ratio", "index_utc_ns", "run_id", "kind")
-    return {name: value for name, value in first.items() if name not in ("near", "notes", "is_accepted")} | {
+    return {name: value for name, value in first.items() if name not in ("near", "notes", *_MARKS)} | {
         "triage": "accepted" if is_accepted else "explained" if is_explained else "new",
         "notes": list(told),
         "has_page": first["run_id"] in pages,
@@ -105,7 +105,7 @@ def _regressions(trend: Trend) -> Iterator[dict[str, Any]]:
                 "p": change.p,
                 "cause": cause.cause,
                 "evidence": list(cause.evidence),
-                "is_accepted": any(note.is_accepted for p in near for note in p.notes),
+                **_marks([note for p in near for note in p.notes]),
                 "notes": [note.text for p in near for note in p.notes],
                 "near": [p.run_id for p in near],
             }
@@ -129,10 +129,17 @@ def _tonight(trend: Trend, base: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         "p": None,
         "cause": "not confirmed yet" if gate.state == "rerun" else "confirmed by a re-run",
         "evidence": [],
-        "is_accepted": any(note.is_accepted for note in newest.notes),
+        **_marks(newest.notes),
         "notes": [note.text for note in newest.notes],
         "near": [newest.run_id],
     }
+
+
+_MARKS = ("is_accepted", "is_explained")
+
+
+def _marks(notes: Sequence[SeriesNote]) -> dict[str, bool]:
+    return {mark: any(getattr(note, mark) for note in notes) for mark in _MARKS}
 
 
 def nights_data(runs: Sequence[SiteRun]) -> list[dict[str, Any]]:

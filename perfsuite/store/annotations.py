@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from perfsuite.errors import StoreError
 from perfsuite.store.documents import append_line, read_lines
 
 ANNOTATIONS = "annotations.jsonl"
@@ -27,12 +28,17 @@ def add_annotation(
 
 def read_annotations(bundle: Path) -> list[dict[str, Any]]:
     """The notes, oldest first: utc_ns, text, is_accepted, is_explained. Raises StoreError."""
-    return [
-        {
-            "utc_ns": int(row["utc_ns"]),
-            "text": str(row["text"]),
-            "is_accepted": bool(row.get("is_accepted")),
-            "is_explained": bool(row.get("is_explained")),
-        }
-        for row in read_lines(bundle / ANNOTATIONS)
-    ]
+    path = bundle / ANNOTATIONS
+    try:
+        return [_annotation(row) for row in read_lines(path)]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise StoreError("not a note", where=str(path), found=repr(error), cure="mend or remove its line") from None
+
+
+def _annotation(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "utc_ns": int(row["utc_ns"]),
+        "text": str(row["text"]),
+        "is_accepted": bool(row.get("is_accepted")),
+        "is_explained": bool(row.get("is_explained")),
+    }

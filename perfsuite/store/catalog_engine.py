@@ -14,12 +14,12 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, SQLAlchemyError, StatementError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, SQLAlchemyError, StatementError
 
 from perfsuite.errors import StoreError, UsageError
 from perfsuite.store.layout import store_errors
 
-SCHEMA_VERSION = "0002"  # the newest file in migrations/versions; a test checks it
+SCHEMA_VERSION = "0003"  # the newest file in migrations/versions; a test checks it
 BUSY_WAIT_S = 30
 CONNECT_WAIT_S = 10
 STATEMENT_WAIT_S = 60  # PostgreSQL: a run never waits longer for a database that hangs
@@ -77,11 +77,11 @@ def catalog_errors(url: str) -> Iterator[None]:
 
 
 def is_catalog_down(error: Exception) -> bool:
-    """Whether an error of the catalog is one of the database; False: of a value of the run that was to be added."""
-    if not isinstance(error.__cause__, SQLAlchemyError):
-        return isinstance(error, StoreError) and isinstance(error.__context__, ImportError)
-    of_a_value = isinstance(error.__cause__, DataError | IntegrityError)
-    return not of_a_value and (isinstance(error.__cause__, DBAPIError) or not isinstance(error.__cause__, StatementError))
+    """Whether an error is one of the database, and would be of any run; False: of the run that was to be added."""
+    cause = error.__cause__
+    if not isinstance(cause, StatementError):
+        return isinstance(cause, SQLAlchemyError)
+    return isinstance(cause, OperationalError) or (isinstance(cause, DBAPIError) and cause.connection_invalidated)
 
 
 def write_transaction(engine: sa.Engine) -> Any:

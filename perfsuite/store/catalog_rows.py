@@ -29,7 +29,7 @@ class CatalogRun:
 
     manifest         of the bundle; manifest_sha256: of its bytes
     bundle           where the bundle is, on bundle_host
-    annotations      rows of annotations.jsonl: utc_ns, text, is_accepted
+    annotations      rows of annotations.jsonl: utc_ns, text, is_accepted, is_explained
     canary           the event of that name: telemetry/canary.py; empty for a bundle of before it was kept
     """
 
@@ -229,4 +229,5 @@ def _annotations(run: CatalogRun) -> Iterator[Row]:
             "utc_ns": row["utc_ns"],
             "text": row["text"],
             "is_accepted": row["is_accepted"],
+            "is_explained": row.get("is_explained", False),
         }

@@ -6,6 +6,7 @@ a run's own name is `run_id`. Names and types follow the migrations in `migratio
 Schema history:
   0001  first schema.
   0002  runs: the canary of the load host.
+  0003  annotations: is_explained.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
 )
 
 METADATA = MetaData(
@@ -235,7 +237,8 @@ DIFFERENCES = Table(
     PrimaryKeyConstraint("run", "comparison", "key"),
 )
 
-# What people wrote beside a bundle (annotations.jsonl). is_accepted: the level from this run on is the new normal.
+# What people wrote beside a bundle (annotations.jsonl). is_accepted: the level from this run on is the new normal;
+# is_explained: the cause of a change is known, and the baseline stays where it is.
 ANNOTATIONS = Table(
     "annotations",
     METADATA,
@@ -244,6 +247,7 @@ ANNOTATIONS = Table(
     Column("utc_ns", BigInteger, nullable=False),
     Column("text", Text, nullable=False),
     Column("is_accepted", Boolean, nullable=False),
+    Column("is_explained", Boolean, nullable=False, server_default=false()),
     PrimaryKeyConstraint("run", "number"),
 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import sqlalchemy as sa
@@ -37,11 +37,12 @@ class SeriesKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Note:
-    """What a person wrote beside a run."""
+    """What a person wrote beside a run. See store/annotations.py."""
 
     utc_ns: int
     text: str
     is_accepted: bool
+    is_explained: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,17 +220,20 @@ def _facts(catalog: Catalog, numbers: set[int]) -> dict[int, dict[str, str]]:
     return out
 
 
+_NOTE = [field.name for field in fields(Note)]
+
+
 def _notes(catalog: Catalog, key: SeriesKey) -> dict[str, tuple[Note, ...]]:
     """Run id -> its notes, oldest first; runs without any are left out."""
     query = (
-        sa.select(RUNS.c.run_id, ANNOTATIONS.c.utc_ns, ANNOTATIONS.c.text, ANNOTATIONS.c.is_accepted)
+        sa.select(RUNS.c.run_id, *(ANNOTATIONS.c[name] for name in _NOTE))
         .join_from(ANNOTATIONS, RUNS, RUNS.c.id == ANNOTATIONS.c.run)
         .where(RUNS.c.definition == key.definition, RUNS.c.scenario == key.scenario)
         .order_by(ANNOTATIONS.c.utc_ns, ANNOTATIONS.c.number)
     )
     out: dict[str, tuple[Note, ...]] = {}
-    for run_id, utc_ns, text, is_accepted in _rows(catalog, query):
-        out[run_id] = (*out.get(run_id, ()), Note(utc_ns=utc_ns, text=text, is_accepted=is_accepted))
+    for run_id, *values in _rows(catalog, query):
+        out[run_id] = (*out.get(run_id, ()), Note(**dict(zip(_NOTE, values, strict=True))))
     return out
 
 

@@ -4,6 +4,10 @@ Format history:
   bundle/1  first format; the plan's digest covers blocks, load points and request specs
   bundle/2  added.jsonl: trials that no plan lists beforehand, of searches and of later attempts; the digest covers
             the model, the arms and what is compared too, and specs_digest is what it was before
+
+A plan is read from plan.json (plan/1, of both formats), and its fields that are missing there have their defaults; it
+is built again only where there is no such file. While a run goes on its manifest lists the two files that stay as they
+are.
 """
 
 from __future__ import annotations

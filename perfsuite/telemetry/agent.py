@@ -24,7 +24,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from perfsuite.errors import UsageError
-from perfsuite.telemetry.source import GpuSample, Source, SourceUnavailable, open_source
+from perfsuite.telemetry.source import GpuSample, Source, SourceUnavailable, clean_token, open_source
 
 KEPT_S = 60.0
 MAX_SAMPLES_AT_ONCE = 20_000
@@ -75,12 +75,13 @@ def serve_agent(
     stop: threading.Event | None = None,
 ) -> None:
     """Sample and answer until `stop` is set. Raises UsageError for a short token or an address that cannot be had."""
-    if len(token) < MIN_TOKEN_LENGTH:
+    if len(token.strip()) < MIN_TOKEN_LENGTH:
         raise UsageError(
             f"the agent's token is missing or shorter than {MIN_TOKEN_LENGTH} characters",
             where=f"environment variable {TOKEN_VARIABLE}",
             cure='set it, for instance to the output of python -c "import secrets; print(secrets.token_hex())"',
         )
+    token = clean_token(token, where=f"environment variable {TOKEN_VARIABLE}")
     stop = stop or threading.Event()
     kept = Kept(max_samples=round(KEPT_S * hz * 16))
     try:

@@ -16,7 +16,7 @@ _NOT_VALUES = ("t_ns", "read_ns", "gpu", "gpu_uuid", "emulated", "error")
 def probe(source_name: str, *, token: str | None = None) -> dict[str, Any]:
     """{reason, facts, gpus}: each GPU's newest value of each field, the fields that are missing, and the errors seen.
 
-    A source that cannot be read has its reason; raises UsageError for an unknown name.
+    A source that cannot be read, or whose GPUs tell nothing, has its reason; raises UsageError for an unknown name.
     """
     try:
         source = open_source(source_name, token=token)
@@ -31,8 +31,11 @@ def probe(source_name: str, *, token: str | None = None) -> dict[str, Any]:
     finally:
         source.close()
     gpus = [_of_gpu([s for s in samples if s.gpu == gpu]) for gpu in sorted({s.gpu for s in samples})]
-    reason = None if gpus else "no_samples"
-    return {"source": source_name, "reason": reason, "detail": None, "facts": facts, "gpus": gpus}
+    found = {"source": source_name, "reason": None, "detail": None, "facts": facts, "gpus": gpus}
+    if not any(gpu["values"] for gpu in gpus):
+        errors = dict.fromkeys(error for gpu in gpus for error in gpu["errors"])
+        found |= {"reason": "no_values" if gpus else "no_samples", "detail": ", ".join(errors) or None}
+    return found
 
 
 def _of_gpu(samples: list[GpuSample]) -> dict[str, Any]:

@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from perfsuite.telemetry.source import GpuFacts, GpuSample, SourceFacts, SourceUnavailable
+from perfsuite.telemetry.source import GpuFacts, GpuSample, SourceFacts, SourceUnavailable, gpu_number, whole_number
 
 TIMEOUT_S = 2.0
 FIRST_TRIES = 3
 AGE_S = 1.0  # DCGM fetches its fields once a second by default
 MAX_BYTES = 16_000_000
 _MIB = float(2**20)
+_BLANK = 2.0**47  # from here on DCGM's blanks of 64 bits (dcgm_structs.h); of energy it would be four years at 1 kW
 
 # metric -> (field of GpuSample, factor to our unit). dcgm-exporter's names, then nvidia_gpu_exporter's.
 METRICS: dict[str, tuple[str, float]] = {
@@ -150,14 +151,14 @@ def read_metrics(text: str, start_ns: int, end_ns: int) -> tuple[list[GpuSample]
         if labels.get("GPU_I_ID"):
             labels_of[key] = {**labels_of[key], "mig": "1"}
         field, factor = METRICS[name]
-        if 0 <= number < 2**47 or field == "energy_j":
+        if 0 <= number < _BLANK:
             values.setdefault(key, {}).setdefault(field, number * factor)
-    numbers = [key[0] for key in labels_of]
-    is_numbered = all(number.isdigit() for number in numbers) and len(set(numbers)) == len(numbers)
-    keys = sorted(labels_of, key=lambda key: (int(key[0]) if is_numbered else 0, key[1]))
+    numbers = {key: gpu_number(key[0]) for key in labels_of}
+    is_numbered = None not in numbers.values() and len(set(numbers.values())) == len(numbers)
+    keys = sorted(labels_of, key=lambda key: ((numbers[key] or 0) if is_numbered else 0, key[1]))
     samples, gpus = [], []
     for place, key in enumerate(keys):
-        gpu = int(key[0]) if is_numbered else place
+        gpu = (numbers[key] or 0) if is_numbered else place
         samples.append(_sample(values.get(key, {}), labels_of[key], gpu, key[1], start_ns, end_ns))
         gpus.append(_facts(labels_of[key], gpu, key[1], values.get(key, {})))
     return samples, SourceFacts(gpus=tuple(gpus))
@@ -180,7 +181,7 @@ def _sample(
     values: dict[str, float], labels: dict[str, str], gpu: int, uuid: str, start_ns: int, end_ns: int
 ) -> GpuSample:
     marks = ["mig"] if "mig" in labels else []
-    found: dict[str, Any] = {name: round(v) if name in _WHOLE else v for name, v in values.items()}
+    found: dict[str, Any] = {name: whole_number(v) if name in _WHOLE else v for name, v in values.items()}
     if "power_w" not in found and "power_average_w" in found:
         found["power_w"] = found["power_average_w"]
         marks.append("power_average")

@@ -13,7 +13,7 @@ from typing import Any
 
 from perfsuite.telemetry.child import Child, ChildLost
 from perfsuite.telemetry.process import serve
-from perfsuite.telemetry.source import SamplerStatus, check_source
+from perfsuite.telemetry.source import SamplerStatus, check_source, clean_token
 
 ANSWER_S = 60.0
 
@@ -38,9 +38,10 @@ class Sampler:
 
         The file is an Arrow IPC stream of TELEMETRY_SCHEMA, flushed at least each second; "none" makes no file and
         needs no process. A source that cannot be read gives no rows and a reason in status(). Raises UsageError for an
-        unknown source.
+        unknown source, and for a token that is none.
         """
         check_source(source)
+        token = clean_token(token, where=source) if token is not None else None
         self._status = SamplerStatus(source=source)
         if source != "none":
             if not self._child.is_alive:  # not started yet, or lost in an earlier block

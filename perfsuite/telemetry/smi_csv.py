@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from perfsuite.telemetry.source import GpuFacts, GpuSample, SourceFacts, SourceUnavailable
+from perfsuite.telemetry.source import GpuFacts, GpuSample, SourceFacts, SourceUnavailable, gpu_number, whole_number
 
 _MIB = float(2**20)
 
@@ -82,10 +82,10 @@ class CsvSource:
         self._file.close()
 
     def _row(self, row: dict[str, str], offset_ns: int) -> list[GpuSample]:
-        t_ns, gpu = _wall_ns(row["timestamp"]), row.get("index", "0")
-        if t_ns is None or not gpu.isdigit():
+        t_ns, number = _wall_ns(row["timestamp"]), gpu_number(row.get("index", "0"))
+        if t_ns is None or number is None:
             return []
-        number, uuid = int(gpu), row.get("uuid", row.get("gpu_uuid", ""))
+        uuid = row.get("uuid", row.get("gpu_uuid", ""))
         values, marks = _values(row)
         self._gpus[number] = GpuFacts(
             gpu=number,
@@ -116,10 +116,12 @@ def _values(row: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
             continue
         field, factor = COLUMNS[name]
         value = _number(text)
+        if value is not None:
+            value = whole_number(value * factor) if field in _WHOLE else value * factor
         if value is None:
             marks.append(f"{field}:csv_not_available")
         elif values.get(field) is None:
-            values[field] = round(value * factor) if field in _WHOLE else value * factor
+            values[field] = value
     if values.get("power_w") is None and values.get("power_average_w") is not None:
         values["power_w"] = values["power_average_w"]
         marks = ["power_average", *(mark for mark in marks if not mark.startswith("power_w:"))]
@@ -141,6 +143,7 @@ def _wall_ns(text: str) -> int | None:
     try:
         whole, _, part = text.partition(".")
         seconds = time.mktime(time.strptime(whole, "%Y/%m/%d %H:%M:%S"))
-        return round(seconds) * 1_000_000_000 + int((part or "0").ljust(9, "0")[:9])
+        t_ns = round(seconds) * 1_000_000_000 + int((part or "0").ljust(9, "0")[:9])
     except (ValueError, OverflowError):
         return None
+    return t_ns if 0 <= t_ns < 2**62 else None

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from perfsuite.errors import UsageError
 
+MAX_GPU_DIGITS = 4
 SOURCES = ("none", "nvml", "emulator:URL", "prometheus:URL", "agent:URL", "csv:PATH")
 
 
@@ -160,12 +161,33 @@ def check_source(source: str) -> None:
         raise UsageError("unknown telemetry source", found=repr(source), cure=f"one of {', '.join(SOURCES)}")
 
 
+def clean_token(token: str, *, where: str) -> str:
+    """The token as a header carries it, without white space around it. Raises UsageError for any other character."""
+    text = token.strip()
+    if not text.isascii() or not text.isprintable():
+        raise UsageError("the token cannot be sent in a header", where=where, cure="printable ASCII on one line")
+    return text
+
+
+def gpu_number(text: str) -> int | None:
+    """The number of a GPU as text; None for anything that is none."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= MAX_GPU_DIGITS else None
+
+
+def whole_number(value: float) -> int | None:
+    """The nearest whole number that 64 bits hold; None beyond."""
+    return round(value) if abs(value) < 2**63 else None
+
+
 _OVER_HTTP = ("emulator", "prometheus", "agent")
 
 
 def open_source(source: str, *, token: str | None = None) -> Source:
-    """The source of this name, connected. token: of an agent or an endpoint. Raises SourceUnavailable or UsageError."""
+    """The source of this name, connected. token: of an agent or an endpoint. Raises SourceUnavailable, and UsageError
+    for a source or a token that cannot be one.
+    """
     check_source(source)
+    token = clean_token(token, where=source) if token is not None else None
     kind, _, rest = source.partition(":")
     if kind == "nvml":
         from perfsuite.telemetry.nvml import open_nvml
