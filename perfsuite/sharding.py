@@ -73,6 +73,11 @@ def _refuse(prepared: Prepared, shard: Shard) -> None:
     if len(plan.trials) != 1:
         cure = "one arm, one load entry with one value, blocks: 1; a scenario for each trial"
         raise UsageError("a shard plays one trial", found=f"{len(plan.trials)} trials", cure=cure)
+    if any(entry.search is not None for entry in prepared.scenario.load):
+        raise UsageError("a shard plays one trial", found="a search", cure="play the search with `perfsuite run`")
+    if plan.load_points[0].max_in_flight is not None:
+        found = "max_in_flight: a limit of their own would make requests wait longer in each shard"
+        raise UsageError("shards cannot share a limit in flight", found=found, cure="leave it out, or play on one host")
     arm = plan.trials[0].arm
     if prepared.scenario.arms[arm].engine != "attach":
         raise UsageError("every shard would start an engine", found=f"arm {arm}", cure="engine: attach, with its url")

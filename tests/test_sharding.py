@@ -130,6 +130,9 @@ def test_what_is_no_shard_of_the_same_play_is_refused(
     assert not (tmp_path / "runs").exists()
 
 
+SEARCH = {"search": {"kind": "concurrency", "lowest": 1, "highest": 4}, "requests": 40}
+
+
 @pytest.mark.parametrize(
     ("changes", "shard", "words"),
     [
@@ -138,6 +141,8 @@ def test_what_is_no_shard_of_the_same_play_is_refused(
         ({"load": [{"concurrency": [1, 2], "requests": 4}]}, {}, "one trial"),
         ({"load": [{"offline": True, "requests": 4, "warmup_requests": 2}]}, {}, "warm-ups would end apart"),
         ({"arms": ONE["arms"]}, {}, "every shard would start an engine"),
+        ({"load": [{"rate": "10 req/s", "requests": 4, "max_in_flight": 2}]}, {}, "cannot share a limit"),
+        ({"load": [*ONE["load"], SEARCH], "slo": {"ttft": "1s"}}, {}, "one trial"),
     ],
 )
 def test_what_cannot_be_sharded_is_refused_before_there_is_a_bundle(
