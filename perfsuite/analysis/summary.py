@@ -271,6 +271,7 @@ def _summarise_trial(
     is_counted = columns.is_measured & columns.is_ok
     return TrialSummary(
         **_place_in_plan(facts),
+        **_of_requests(requests, columns, is_counted),
         emulated=server.emulated if server is not None else arm.engine == "emulated",
         metrics=metrics,
         notes=notes,
@@ -286,23 +287,30 @@ def _summarise_trial(
         coalesced_ratio=scan.coalesced_ratio,
         tokens_per_chunk=scan.tokens_per_chunk,
         untold_tokens=scan.untold,
-        mean_output_tokens=_mean(columns.n_out[is_counted]),
-        mean_input_tokens=_mean(columns.n_in[is_counted]),
-        input_tokens_ratio=_input_tokens_ratio(requests, columns, is_counted),
-        prompts_digest=_prompts_digest(requests, columns),
         step_slip_ratio=step_slip_ratio(facts.engine_stats),
         steal_ratio=facts.audit.steal_ratio if facts.audit is not None else None,
         client_cpu_ratio=facts.audit.busiest_core_ratio if facts.audit is not None else None,
         is_overloaded=is_overloaded(point, columns, window),
         within_run=latency_intervals(columns, is_counted),
         limit_counts=limit_counts(scenario.slo, columns, judged(columns)),
-        reasoning_ratio=_reasoning_ratio(columns, is_counted),
-        in_line_ratio=_mean(columns.in_line[columns.is_measured & columns.is_sent]),
-        user_timed_ratio=_mean(columns.user_timed[columns.is_measured & columns.is_sent]),
         server_load=server_load(told, facts, window, columns),
         conditions=conditions_over(samples, window),
         phases=phases,
     )
+
+
+def _of_requests(requests: pa.Table, columns: RequestColumns, is_counted: Flags) -> dict[str, Any]:
+    """Means and shares over the measured requests: those that were answered, or those that were sent."""
+    sent = columns.is_measured & columns.is_sent
+    return {
+        "mean_output_tokens": _mean(columns.n_out[is_counted]),
+        "mean_input_tokens": _mean(columns.n_in[is_counted]),
+        "input_tokens_ratio": _input_tokens_ratio(requests, columns, is_counted),
+        "prompts_digest": _prompts_digest(requests, columns),
+        "reasoning_ratio": _reasoning_ratio(columns, is_counted),
+        "in_line_ratio": _mean(columns.in_line[sent]),
+        "user_timed_ratio": _mean(columns.user_timed[sent]),
+    }
 
 
 def _place_in_plan(facts: TrialFacts) -> dict[str, Any]:
