@@ -13,7 +13,7 @@ quickstart: $(VENV)/.runtime  ## compare NVFP4 with FP8 on the embedded engine (
 	$(BIN)/perfsuite run scenarios/quickstart.yaml
 
 test: $(VENV)/.dev  ## all tests that need PyPI only; prints what was not run
-	PERFSUITE_REQUIRE=pypi $(BIN)/python -m pytest -q -n 2 -m "not alone"
+	PERFSUITE_REQUIRE=pypi $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not alone"
 	PERFSUITE_REQUIRE=pypi $(BIN)/python -m pytest -m alone
 
 check: $(VENV)/.dev lint  ## formatting, lint, types, layers, tests

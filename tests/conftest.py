@@ -9,14 +9,17 @@ import pytest
 
 REQUIRE_ALL = os.environ.get("PERFSUITE_REQUIRE") == "all"
 
-# What a test module has that starts processes, plays a load or measures time: its tests run one at a time.
-ALONE = ("subprocess", "multiprocessing", "threading", "socket", "psutil", "CliRunner", "scripted_server", "run_play",
-         "emulator", "start_engine", "spawned_workers", "perfsuite")  # fmt: skip
+# Modules whose tests measure time or play whole runs, or start a pytest of their own: not beside other tests.
+ALONE = {
+    "test_bench_client", "test_doctor", "test_integration_pytest", "test_integration_user_paced", "test_load_workers",
+    "test_operators", "test_run", "test_telemetry_acceptance", "test_telemetry_nvml", "test_three_dialects",
+    "test_truth",
+}  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if any(hasattr(getattr(item, "module", None), name) for name in ALONE):
+        if item.path.stem in ALONE:
             item.add_marker(pytest.mark.alone)
 
 
