@@ -271,6 +271,19 @@ def made_run(
     )
 
 
+def open_loop_run(records: Sequence[RequestRecord], num: int | None = None, **fields: Any) -> RunSummary:
+    """The summary of a run of one open-loop trial at 10 req/s. num: requests planned, as many as records by default."""
+    made = scenario(load=[{"rate": "10 req/s", "requests": num or len(records)}], **fields)
+    return summarise(
+        scenario=made,
+        load_points=expand_load_points(made.load),
+        requests=requests_table(records),
+        telemetry=telemetry_table([]),
+        trials=[trial_facts()],
+        servers={0: server_facts()},
+    )
+
+
 def _samples(t0_s: float, power_w: float) -> list[dict[str, Any]]:
     """Two GPUs, ten samples a second, counters that refresh at each."""
     return [

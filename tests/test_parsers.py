@@ -151,13 +151,16 @@ def test_the_engine_s_own_parser_takes_the_command_line(verdicts: Verdicts, arm:
     assert verdicts.errors[tuple(words)] is None, " ".join(words)
 
 
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize(
+of_each_engine = pytest.mark.parametrize(
     ("verdicts", "engine"),
     [pytest.param(engine, engine, marks=requirement(engine)) for engine in PARSERS],
     indirect=["verdicts"],
     scope="module",
 )
+
+
+@pytest.mark.timeout(300)
+@of_each_engine
 def test_the_engine_s_own_parser_refuses_what_it_does_not_know(verdicts: Verdicts, engine: str) -> None:
     first = arguments_of(ARMS[engine][0].values[0])
     for more in bad_flags(engine):
@@ -175,12 +178,7 @@ def is_own(engine: str, name: str) -> bool:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(
-    ("verdicts", "engine"),
-    [pytest.param(engine, engine, marks=requirement(engine)) for engine in PARSERS],
-    indirect=["verdicts"],
-    scope="module",
-)
+@of_each_engine
 def test_a_flag_with_a_key_is_refused_by_all_of_its_names_and_no_other_flag_is(verdicts: Verdicts, engine: str) -> None:
     listed = {name for names in OWN_FLAGS[engine].values() for name in names.split()}
     for names in verdicts.options:

@@ -13,30 +13,20 @@ import pytest
 from perfsuite.analysis.accounting import account
 from perfsuite.analysis.request_columns import request_columns
 from perfsuite.analysis.steady import Window, in_progress, mean_in_flight, mean_in_progress, steady_window
-from perfsuite.analysis.summary import TrialSummary, summarise
+from perfsuite.analysis.summary import TrialSummary
 from perfsuite.errors import StoreError
 from perfsuite.records import REQUEST_SCHEMA, RequestRecord
 from perfsuite.report.text import show_text
-from perfsuite.scenario.plan import LoadPoint, expand_load_points
+from perfsuite.scenario.plan import LoadPoint
 from perfsuite.store.reading import read_bundle
 from tests.bundles import NUM_REQUESTS, complete_run
-from tests.made_run import MS, S, failed, request, requests_table, scenario, server_facts, telemetry_table, trial_facts
+from tests.made_run import MS, S, failed, open_loop_run, request, requests_table
 
 NEW_COLUMNS = ["decoded_in_line", "reasoning_tokens", "session", "turn", "slo_ttft_s", "slo_tpot_s", "slo_e2e_s"]
 
 
 def trial_of(*records: RequestRecord, num: int | None = None, **fields: Any) -> TrialSummary:
-    load = [{"rate": "10 req/s", "requests": num or len(records)}]
-    made = scenario(load=load, **fields)
-    run = summarise(
-        scenario=made,
-        load_points=expand_load_points(made.load),
-        requests=requests_table(records),
-        telemetry=telemetry_table([]),
-        trials=[trial_facts()],
-        servers={0: server_facts()},
-    )
-    return run.trials[0]
+    return open_loop_run(records, num, **fields).trials[0]
 
 
 def every_100_ms(num: int, **fields: Any) -> list[RequestRecord]:
@@ -99,16 +89,8 @@ def test_the_tokens_of_a_request_cancelled_as_planned_were_served() -> None:
 
 
 def test_the_report_has_them_in_the_sum() -> None:
-    made = scenario(load=[{"rate": "10 req/s", "requests": 4}])
     stopped = request(3, sched_ms=300, outcome="cancelled_as_planned", decoded_in_line=True)
-    run = summarise(
-        scenario=made,
-        load_points=expand_load_points(made.load),
-        requests=requests_table([*every_100_ms(3, reasoning_tokens=2), stopped]),
-        telemetry=telemetry_table([]),
-        trials=[trial_facts()],
-        servers={0: server_facts()},
-    )
+    run = open_loop_run([*every_100_ms(3, reasoning_tokens=2), stopped])
     text = show_text(run, run={}, width=100)
     assert "sent 4 = ok 3 + cancelled as planned 1 + errors 0" in text
     assert "up to 40.0% of a trial's output tokens were reasoning" in text
