@@ -67,7 +67,7 @@ demo-site: $(VENV)/.runtime  ## a site of generated runs, with a planted regress
 grafana-schema:  ## the type checker and Grafana's schema from npm, for tests/test_grafana.py
 	npm install --prefix .venvs/node --no-audit --no-fund --silent @grafana/schema@13.2.3 typescript@7.0.2
 
-$(VENV)/.runtime: pyproject.toml
+$(VENV)/.runtime: pyproject.toml hatch_build.py perfsuite/load/_compiled.c
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "perfsuite needs Python 3.11 or newer; name one: make PYTHON=python3.12 ..."; exit 2; }
 	$(PYTHON) -m venv $(VENV)

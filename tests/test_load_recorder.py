@@ -12,7 +12,7 @@ from perfsuite.clock import RealtimeOffset
 from perfsuite.dialects import DIALECTS
 from perfsuite.load.answer import read_live
 from perfsuite.load.audit import Auditor
-from perfsuite.load.connection import NO_STAMP, Exchange
+from perfsuite.load.connection import NO_STAMP, READ_ROW_BYTES, Exchange
 from perfsuite.load.recorder import EXCHANGES_PER_BATCH, LATEST_DECODE_NS, RECORDS_PER_APPEND, Recorder
 from perfsuite.load.requests import BuiltRequest
 from perfsuite.records import ClientAudit, RequestRecord
@@ -41,11 +41,9 @@ def fed(index: int, reads: list[bytes], *, stamped: bool = True, failure: str | 
     exchange.t_send_ns = _MONOTONIC_NS + index + 5
     for number, data in enumerate(reads):
         read_ns = _MONOTONIC_NS + (number + 1) * 1_000_000 + index
-        exchange.framer.feed(data)
-        exchange.user_ns.append(read_ns + 700)
-        exchange.read_ends.append(len(exchange.framer.raw))
-        seconds, rest = divmod(read_ns + _REALTIME_NS, 10**9)
-        exchange.kernel += struct.pack("qq", seconds, rest) if stamped or number else NO_STAMP
+        stamp = struct.pack("qq", *divmod(read_ns + _REALTIME_NS, 10**9)) if stamped or number else NO_STAMP
+        exchange.keep_read(data, read_ns + 700, stamp)
+        exchange.framer.feed(b"")
     exchange.failure = failure
     exchange.t_end_ns = _MONOTONIC_NS + 500_000_000
     return exchange
@@ -93,10 +91,9 @@ def trimmed(index: int) -> Exchange:
     read_live(exchange, VLLM, 1 << 30)
     later = fed(index, pieces())
     for number, data in enumerate(pieces()[3:], start=3):
-        exchange.framer.feed(data)
-        exchange.user_ns.append(later.user_ns[number])
-        exchange.read_ends.append(len(exchange.framer.raw))
-        exchange.kernel += later.kernel[16 * number : 16 * number + 16]
+        now_ns, _, seconds, rest = struct.unpack_from("4q", later.reads, READ_ROW_BYTES * number)
+        exchange.keep_read(data, now_ns, struct.pack("qq", seconds, rest))
+        exchange.framer.feed(b"")
     return exchange
 
 
@@ -160,7 +157,7 @@ def test_a_record_among_others_says_what_happened(
 
 def test_an_error_of_ours_costs_one_record_and_not_those_of_the_others() -> None:
     broken = read_by_read(1)
-    broken.kernel += b"x"  # not whole stamps
+    broken.reads += b"x"  # not whole rows
     records, _ = recorded([read_by_read(0), broken, read_by_read(2)], together=True)
     assert [record.outcome for record in records] == ["ok", "client_internal", "ok"]
 

@@ -88,7 +88,6 @@ def response(*chunks: bytes, end: bytes = b"0\r\n\r\n") -> bytes:
         pytest.param([b": note\ndata: a\n\n"], [b"a"], id="a comment inside an event"),
         pytest.param([b"event: x\nid: 3\ndata: a\n\n"], [b"a"], id="other fields"),
         pytest.param([b"data: a\ndata: b\n\n"], [b"a\nb"], id="data over two lines"),
-        pytest.param([b"\xef\xbb\xbfdata: a\n\n"], [b"a"], id="a byte order mark"),
         pytest.param([b"data: a \n\n\n\ndata: b\n\n"], [b"a", b"b"], id="extra blank lines and a trailing space"),
         pytest.param([b"data: a\n\ndata: [DONE]"], [b"a", b"[DONE]"], id="no blank line at the end"),
         pytest.param(["data: é".encode()[:7], "data: é\n\n".encode()[7:]], ["é".encode()], id="split UTF-8"),

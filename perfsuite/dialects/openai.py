@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import orjson
+
 from perfsuite.dialects.dialect import Ask, Dialect, Event, checked, wanted_fields
 
 PATHS = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
@@ -50,6 +52,39 @@ def plain_tokens(message: Any) -> int | None:
         return (len(token_ids) if token_ids else -1) if text and type(text) is str else None
     except (AttributeError, KeyError, TypeError, IndexError):
         return None
+
+
+def plain_template(event: bytes, message: dict[str, Any]) -> tuple[bytes, bytes | None, bytes] | None:
+    """What stands in `event`, of which plain_tokens(message) is not None, around its text and around its token ids.
+
+    (before the text, between the text and the ids or None without ids, the rest). Bytes that differ from `event` only
+    in a text of one character or more, and in one or more ids, are the JSON of a plain message too. None when the bytes
+    do not show where the text and the ids are. `message` is changed.
+    """
+    if b"\n" in event or b"\r" in event:
+        return None  # lines put together: not what stands in the stream
+    choice = message["choices"][0]
+    holder, key = (choice, "text") if choice.get("delta") is None else (choice["delta"], "content")
+    before, found, rest = _around(event, b'"%s"' % holder[key].encode())
+    before, between, rest = before + b'"', None, b'"' + rest
+    holder[key] = probe = "#" if holder[key] != "#" else "%"  # another text must make another message
+    made = before + probe.encode() + rest
+    if found and (ids := choice.get("token_ids")):
+        if not isinstance(ids, list) or not all(type(number) is int for number in ids):
+            return None
+        between, found, rest = _around(rest, b"[%s]" % b",".join(b"%d" % number for number in ids))
+        between, rest = between + b"[", b"]" + rest
+        choice["token_ids"] = other = [7] if ids != [7] else [8]
+        made = before + probe.encode() + between + b"%d" % other[0] + rest
+    try:
+        return (before, between, rest) if found and orjson.loads(made) == message else None
+    except orjson.JSONDecodeError:
+        return None
+
+
+def _around(data: bytes, piece: bytes) -> tuple[bytes, bytes, bytes]:
+    """As bytes.partition; nothing is found when `piece` is there twice."""
+    return data.partition(piece) if data.count(piece) == 1 else (data, b"", b"")
 
 
 def _read_message(message: dict[str, Any]) -> Event:

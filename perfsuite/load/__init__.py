@@ -1,7 +1,7 @@
 """The load client: plays the request specs of a trial against a server and returns one record for each of them.
 
 Reading order: order (what is asked and what comes back) → spawning, workers, lead (the processes) → driver (one play)
-→ schedule (when), requests (what is sent) → client, connection, poller (sockets) → wire (bytes of HTTP and SSE)
+→ schedule (when), requests (what is sent) → client, connection, poller (sockets), reads → wire (bytes of HTTP and SSE)
 → answer (events to tokens) → decode (stamps to record), recorder (when that is done) → audit (what the client says of
 itself).
 """

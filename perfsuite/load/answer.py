@@ -6,14 +6,19 @@ from array import array
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
 import orjson
 
 from perfsuite.dialects import TERMINATOR, Dialect, Event, EventError
+from perfsuite.dialects.openai import plain_template
+from perfsuite.load.compiled import COMPILED
 from perfsuite.load.connection import Exchange
-from perfsuite.load.wire import NO_BODY, ResponseFramer, WireError, read_body, split_events, take_body
+from perfsuite.load.wire import BOM, NO_BODY, ResponseFramer, WireError, read_body, split_events, take_body
 
 MAX_EVENT_BYTES = 8 << 20
 MAX_TEXT_CHARS = 300
+FIRST_WINDOW_BYTES = 1_024  # a role, and the first chunk that shows what the others are like
+WINDOW_BYTES = 16_384
 
 
 class Answer:
@@ -27,18 +32,21 @@ class Answer:
     problem        why reading stopped early: not HTTP, SSE or JSON as the API promises
     """
 
-    __slots__ = ("_body", "_dialect", "_ends", "_events", "_framer", "_has_all", "_has_reasoning", "_is_mixed", "_next",
-                 "_reasoning_tokens", "error", "finish_reason", "first_visible", "is_done", "last_event_end", "n_in",
-                 "n_out", "problem", "text", "token_counts", "token_ends")  # fmt: skip
+    __slots__ = ("_at", "_body", "_dialect", "_framer", "_has_all", "_has_reasoning", "_is_dry", "_is_mixed",
+                 "_reasoning_tokens", "_template", "_window_bytes", "error", "finish_reason", "first_visible",
+                 "is_done", "last_event_end", "n_in", "n_out", "problem", "text", "token_counts",
+                 "token_ends")  # fmt: skip
+    plain_events = None if COMPILED is None else COMPILED.plain_events
 
     def __init__(self, framer: ResponseFramer, dialect: Dialect) -> None:
         self._framer = framer
         self._dialect = dialect
-        self._body = NO_BODY  # behind the last whole event
-        self._events: list[bytes] = []
-        self._ends: list[int] = []
-        self._next = 0
+        self._body = NO_BODY  # what was fetched and not read, with something before it
+        self._at = 0  # where in its data the next event begins
         self._has_all = False
+        self._is_dry = True  # no whole event is there
+        self._window_bytes = FIRST_WINDOW_BYTES
+        self._template: tuple[bytes, bytes | None, bytes] | None = None  # of the plain events, see _read_alike
         self.text = ""
         self.token_ends = array("q")
         self.token_counts = array("i")
@@ -54,24 +62,22 @@ class Answer:
         self.problem: str | None = None
 
     def read(self, max_events: int, *, has_ended: bool = True) -> bool:
-        """Read up to max_events more events. True when there are no more, or, of a live response, none as yet.
+        """Read some max_events more events. True when there are no more, or, of a live response, none as yet.
 
         What is read of a live response (has_ended=False) is taken away from its framer: see wire.take_body.
         """
         while max_events > 0 and self.problem is None:
-            if self._next == len(self._events) and not self._fetch(has_ended):
+            num_events = 0 if self._is_dry else self._read_alike(max_events) or self._read_window()
+            self._is_dry = not num_events
+            if self._is_dry and not self._fetch(has_ended):
                 return True
-            stop = min(self._next + max_events, len(self._events))
-            max_events -= stop - self._next
-            self._read_events(self._events[self._next : stop], self._ends[self._next : stop])
-            self._next = stop
+            max_events -= num_events
         return self.problem is not None
 
     def _fetch(self, has_ended: bool) -> bool:
         """Get from the framer what has come since. False when that is nothing new."""
         if self._has_all:
             return False
-        self._events, self._ends, self._next = [], [], 0
         try:
             with suppress(WireError):  # the client ends such a response; what came before is read
                 self._framer.advance()
@@ -82,16 +88,53 @@ class Answer:
         if not has_ended and not more.data:
             return False
         self._has_all = has_ended
-        body = self._body.followed_by(more, start=0)
+        self._is_dry = False
+        self._body, self._at = self._body.followed_by(more, start=self._at), 0
         if not self.text:
-            self.text = body.data[: 4 * MAX_TEXT_CHARS].decode("utf-8", "replace").strip()[:MAX_TEXT_CHARS]
-        self._events, ends = split_events(body.data, is_complete=has_ended and self._framer.is_complete)
-        self._ends = body.raw_offsets(ends)
-        self._body = body.followed_by(NO_BODY, start=ends[-1] if ends else 0)
-        if len(self._body.data) > MAX_EVENT_BYTES:
-            self._body = NO_BODY
-            self.problem = f"an event of more than {MAX_EVENT_BYTES:,} bytes"
+            self.text = self._body.data[: 4 * MAX_TEXT_CHARS].decode("utf-8", "replace").strip()[:MAX_TEXT_CHARS]
         return True
+
+    def _read_window(self) -> int:
+        """Read the events of some _window_bytes. How many; 1 for a window without any, 0 when no whole one is there."""
+        data = self._body.data
+        if self._at == 0 and not self.last_event_end and data.startswith(BOM):
+            self._at = len(BOM)
+        start = self._at
+        stop = _window_end(data, start, self._window_bytes)
+        is_complete = stop == len(data) and self._has_all and self._framer.is_complete
+        events, ends = split_events(data[start:stop], is_complete=is_complete)
+        if events:
+            self._window_bytes = WINDOW_BYTES
+            self._at = start + ends[-1]
+            self._read_events(events, self._body.raw_offsets([start + end for end in ends]))
+        elif stop < len(data):
+            self._at = stop
+        elif stop - start > MAX_EVENT_BYTES:
+            self._body, self._at = NO_BODY, 0
+            self.problem = f"an event of more than {MAX_EVENT_BYTES:,} bytes"
+        return len(events) or int(stop < len(data))
+
+    def _read_alike(self, max_events: int) -> int:
+        """Read, compiled, the events that differ from an earlier plain one only in text and token ids. How many."""
+        if self._template is None or self.plain_events is None:
+            return 0
+        data, start = self._body.data, self._at
+        stop, ends, counts = self.plain_events(data, start, *self._template, max_events)
+        if stop == start:
+            return 0
+        try:
+            data[start:stop].decode()
+        except UnicodeDecodeError:  # no JSON: reading it as such tells which event
+            self._template = None
+            return 0
+        if self.first_visible is None:
+            self.first_visible = len(self.token_ends)
+        offsets = self._body.raw_offsets(np.frombuffer(ends, dtype=np.int64))
+        self.token_ends.extend(offsets)
+        self.token_counts.frombytes(counts)
+        self.last_event_end = offsets[-1]
+        self._at = stop
+        return len(offsets)
 
     def _read_events(self, events: list[bytes], ends: list[int]) -> None:
         """In one parse where every event but a terminator at the end is JSON, else one by one up to the bad one."""
@@ -103,12 +146,22 @@ class Answer:
                     self._take(self._dialect.read_event(data), end)
             else:
                 self._read_messages(messages, ends)
+                if not is_done and self.plain_events is not None:
+                    self._find_template(events, messages)
         except EventError as error:
             self.problem = str(error)
         else:
             if is_done:
                 self.is_done = True
                 self.last_event_end = ends[-1]
+
+    def _find_template(self, events: list[bytes], messages: list[Any]) -> None:
+        """The template of the last event, when it is plain, for those that follow."""
+        self._template = None
+        if self._dialect.plain_tokens(messages[-1]) is not None:
+            parts = plain_template(events[-1], messages[-1])
+            if parts is not None:
+                self._template = (b"data: " + parts[0], parts[1], parts[2] + b"\n\n")
 
     def _read_messages(self, messages: list[Any], ends: list[int]) -> None:
         plain_tokens, read_message = self._dialect.plain_tokens, self._dialect.read_message
@@ -182,6 +235,16 @@ class Answer:
         return sum(counts[: self.first_visible]) if self._has_reasoning else 0
 
 
+def _window_end(data: bytes, start: int, size: int) -> int:
+    """Behind the last blank line within `size` bytes of `start`, else the first one after it; else the end."""
+    for blank in (b"\n\n", b"\r\n\r\n"):
+        if (at := data.rfind(blank, start, start + size)) >= 0:
+            return at + len(blank)
+    stop = data.find(b"\n\n", start) + 2
+    other = data.find(b"\r\n\r\n", start, stop if stop > 1 else len(data)) + 4
+    return other if other > 3 else stop if stop > 1 else len(data)
+
+
 def _parse(events: list[bytes]) -> list[Any] | None:
     """The JSON of each event; None when one is not JSON, or holds a comma between two values."""
     try:
@@ -206,7 +269,7 @@ def read_live(exchange: Exchange, dialect: Dialect, max_events: int) -> bool:
     before = framer.base
     has_all = answer_of(exchange, dialect).read(max_events, has_ended=False)
     if framer.base != before:
-        exchange.cuts.append((len(exchange.read_ends), framer.base - before))
+        exchange.cuts.append((exchange.num_reads, framer.base - before))
     return has_all
 
 

@@ -1,21 +1,21 @@
 """The event loop of the load client: one thread, non-blocking sockets, level-triggered readiness.
 
-With many streams it looks at the sockets every NAP_NS at most, unless a request is due: the times are the kernel's.
-While a stream is live a read costs: recvmsg, the clock, four appends, and the framing's test for the end. Everything
-else (events, JSON, records) is done by others once the exchange has ended.
+With many streams it looks at the sockets every NAP_NS at most, unless a request is due: the times are the kernel's. A
+nap is at most one NAP_SHARE-th of the last answer, so that a closed loop loses no more by it. While a stream is live a
+read costs what reads.py does. Everything else (events, JSON, records) is done by others once the exchange has ended.
 """
 
 from __future__ import annotations
 
+import os
 import ssl
 from collections import deque
 from collections.abc import Callable, Iterator
 from time import monotonic_ns, sleep
 
 from perfsuite.load.connection import (
-    ANCILLARY_BYTES,
+    CLOSED,
     NO_STAMP,
-    READ_BYTES,
     RECEIVING,
     SENDING,
     Address,
@@ -27,15 +27,16 @@ from perfsuite.load.connection import (
 from perfsuite.load.deadlines import Deadlines, expired
 from perfsuite.load.poller import READ, WRITE
 from perfsuite.load.pool import Pool
+from perfsuite.load.reads import ENDED, FOLLOW, OTHER, RECEIVE, Receive, read_once
 from perfsuite.load.wire import WireError
 
 EVENTS_PER_LOOK = 16
-READS_PER_LOOK = 32  # the framing follows a stream as it comes: many that end together would else hold up the others
 QUIET_NS = 50_000_000
 NEVER = 1 << 62
 RESENT = "sent again on a fresh connection: the server had closed the re-used one"
 CROWD = 32  # requests in flight
-NAP_NS = 300_000
+NAP_NS = 1_000_000
+NAP_SHARE = 1_000
 SHORTEST_NAP_NS = 50_000
 
 
@@ -58,14 +59,19 @@ class Client:
         on_end: Callable[[Exchange], None],
         on_due: Callable[[int], object],
         has_token: Callable[[Exchange], bool],
+        receive: Receive = RECEIVE,
     ) -> None:
         self._is_tls = address.tls is not None
+        self._receive_ready = receive
         self._deadlines = deadlines
         self._on_end = on_end
         self._on_due = on_due
         self.due_ns = NEVER
+        self._may_nap = False  # while reads have the kernel's stamp: else the nap would be in their times
+        self._nap_ns = NAP_NS
         self._is_crowded = False
         self._has_token = has_token
+        self.on_start: Callable[[Connection, Exchange], object] | None = None  # told of each request after its sending
         self.pool = Pool(address, on_open=self._free, on_refused=self._refused)
         self._waiting: deque[Exchange] = deque()
         self._ended: deque[Exchange] = deque()
@@ -93,7 +99,8 @@ class Client:
             if self._is_crowded and until_ns and not has_ended:
                 self._nap(until_ns)
             ready = self.pool.poller.wait(0 if has_ended else until_ns)
-            self._is_crowded = self.num_in_flight >= CROWD and 0 < len(ready) < CROWD
+            is_crowd = self._may_nap and self.num_in_flight >= CROWD and not self.pool.num_openers
+            self._is_crowded = is_crowd and 0 < len(ready) < CROWD
             has_ended = self._handle(ready) or has_ended
             had_events = had_events or bool(ready)
             if not ready or has_ended or monotonic_ns() >= until_ns:
@@ -102,7 +109,7 @@ class Client:
     def _nap(self, until_ns: int) -> None:
         """Let events gather: the kernel has stamped them, and to be woken for each costs as much as to read it."""
         now = monotonic_ns()
-        span_ns = min(now + NAP_NS, until_ns, self.due_ns) - now
+        span_ns = min(now + self._nap_ns, until_ns, self.due_ns) - now
         if span_ns > SHORTEST_NAP_NS:
             sleep(span_ns / 1e9)
 
@@ -119,16 +126,20 @@ class Client:
         return has_ended
 
     def _handle_some(self, ready: list[tuple[int, int]]) -> bool:
-        connections = self.pool.by_fd
+        """Read from the streams, then look at those that may have ended and at what is no stream yet."""
+        by_fd = self.pool.by_fd
+        if self._is_tls:
+            todo = [(by_fd[fd], mask, OTHER) for fd, mask in ready if fd in by_fd]
+        else:
+            todo = self._receive_ready(ready, by_fd)
         has_ended = False
-        for fd, mask in ready:
-            connection = connections.get(fd)
-            if connection is None:
-                continue  # closed while an earlier event of this batch was handled
-            if connection.state == RECEIVING:
-                self._receive(connection)
-            else:
+        for connection, mask, left in todo:
+            if connection.state == CLOSED:
+                continue  # while an earlier one of this batch was handled
+            if left == OTHER:
                 self._advance(connection, mask)
+            else:
+                self._has_read(connection, left)
             if self._ended:
                 has_ended = True
                 self.hand_over()
@@ -147,10 +158,11 @@ class Client:
         for connection in [c for c in self.pool.by_fd.values() if c.state in (SENDING, RECEIVING)]:
             exchange = connection.exchange
             assert exchange is not None
-            outcome = expired(exchange, now, deadlines, has_token=self._has_token)
+            last_read_ns = exchange.last_read_ns
+            outcome = expired(exchange, now, deadlines, last_read_ns, has_token=self._has_token)
             if outcome is not None:
                 self._abandon(connection, exchange, outcome, "")
-            elif connection.state == RECEIVING and exchange.user_ns and now - exchange.user_ns[-1] > QUIET_NS:
+            elif last_read_ns is not None and connection.state == RECEIVING and now - last_read_ns > QUIET_NS:
                 self._follow(connection, exchange)  # what is behind an end that nobody asked for, or not HTTP
 
     def end_all(self, outcome: str, detail: str) -> None:
@@ -178,10 +190,10 @@ class Client:
 
     def _advance(self, connection: Connection, mask: int) -> None:
         """An event on a connection that is not simply receiving."""
-        if connection.state != SENDING:
+        if connection.state not in (SENDING, RECEIVING):
             self.pool.advance(connection)
             return
-        if mask & WRITE:
+        if mask & WRITE and connection.state == SENDING:
             self._send(connection, connection.unsent)
         if mask & ~WRITE and connection.state in (SENDING, RECEIVING):
             self._receive(connection)
@@ -208,6 +220,8 @@ class Client:
             exchange.connect_ns = connection.connect_ns
         exchange.t_send_ns = monotonic_ns()
         self._send(connection, memoryview(exchange.request.payload))
+        if self.on_start is not None:
+            self.on_start(connection, exchange)
 
     def _send(self, connection: Connection, data: memoryview) -> None:
         try:
@@ -229,31 +243,22 @@ class Client:
                 self.pool.poller.modify(connection.fd, READ)
 
     def _receive(self, connection: Connection) -> None:
-        """One read: stamp, append, and see whether the answer ended."""
+        """Read from one connection."""
+        if self._is_tls:
+            assert connection.exchange is not None
+            self._receive_tls(connection, connection.exchange)
+        elif left := read_once(connection):
+            self._has_read(connection, left)
+
+    def _has_read(self, connection: Connection, left: int) -> None:
+        """A read of `connection` left something to do: see reads.read_once."""
         exchange = connection.exchange
         assert exchange is not None
-        if self._is_tls:
-            self._receive_tls(connection, exchange)
-            return
-        try:
-            data, ancillary, _, _ = connection.sock.recvmsg(READ_BYTES, ANCILLARY_BYTES)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            self._lost(connection, exchange, error.strerror or str(error))
-            return
-        now = monotonic_ns()
-        if not data:
-            self._lost(connection, exchange, "connection closed by the server")
-            return
-        framer = exchange.framer
-        raw = framer.raw
-        raw += data
-        exchange.user_ns.append(now)
-        exchange.read_ends.append(len(raw))
-        exchange.kernel += ancillary[0][2] if ancillary else NO_STAMP
-        if (len(raw) >= framer.need and raw.endswith(framer.tail)) or not len(exchange.user_ns) % READS_PER_LOOK:
+        if left == FOLLOW:
             self._follow(connection, exchange)
+        else:
+            how = "connection closed by the server" if left == ENDED else os.strerror(left)
+            self._lost(connection, exchange, how)
 
     def _receive_tls(self, connection: Connection, exchange: Exchange) -> None:
         """Every record that TLS holds; the kernel's stamp does not reach through it."""
@@ -272,6 +277,7 @@ class Client:
 
     def _follow(self, connection: Connection, exchange: Exchange) -> None:
         """Let the framing look at what came; end the exchange when the answer is complete."""
+        self._may_nap = not (self._is_tls or exchange.reads.endswith(NO_STAMP))
         try:
             is_complete = exchange.framer.advance()
         except WireError as error:
@@ -321,5 +327,7 @@ class Client:
 
     def _end(self, exchange: Exchange) -> None:
         exchange.t_end_ns = monotonic_ns()
+        if exchange.t_send_ns is not None:
+            self._nap_ns = min(NAP_NS, (exchange.t_end_ns - exchange.t_send_ns) // NAP_SHARE)
         self.num_in_flight -= 1
         self._ended.append(exchange)

@@ -7,9 +7,9 @@ import errno
 import os
 import socket
 import ssl
+import struct
 import sys
 import time
-from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -26,6 +26,8 @@ RESEND_WINDOW_NS = 100_000_000
 READ_BYTES = 65_536
 ANCILLARY_BYTES = 64
 NO_STAMP = bytes(16)
+READ_ROW_BYTES = 32
+_two_int64 = struct.Struct("=qq").pack
 
 CONNECTING, HANDSHAKING, IDLE, SENDING, RECEIVING, CLOSED = range(6)
 
@@ -43,9 +45,8 @@ class Address:
 class Exchange:
     """One request on its way: what is sent, and what has been received, undecoded. Changed in place by the client.
 
-    kernel      16 bytes for each read: the kernel's stamp (struct timespec on CLOCK_REALTIME), zeros where missing
-    user_ns     for each read: the monotonic clock just after it
-    read_ends   for each read: length of framer.raw after it
+    reads       READ_ROW_BYTES for each read, four int64: the monotonic clock just after it in ns, the length of
+                framer.raw after it, and the kernel's stamp (struct timespec on CLOCK_REALTIME, zeros where missing)
     answer      what its events say, once they were looked at
     reply       its words, where the next turn of a session is built from them
     is_decoded_in_line  its events were read while the stream was live because that was needed
@@ -55,8 +56,7 @@ class Exchange:
     """
 
     __slots__ = ("answer", "connect_ns", "cuts", "detail", "failure", "framer", "is_decoded_in_line", "is_resent",
-                 "kernel", "read_ends", "reply", "request", "t_end_ns", "t_sched_ns", "t_send_ns",
-                 "user_ns")  # fmt: skip
+                 "reads", "reply", "request", "t_end_ns", "t_sched_ns", "t_send_ns")  # fmt: skip
 
     def __init__(self, request: BuiltRequest, t_sched_ns: int) -> None:
         self.request = request
@@ -65,9 +65,7 @@ class Exchange:
         self.t_end_ns = 0
         self.connect_ns: int | None = None
         self.framer = ResponseFramer()
-        self.kernel = bytearray()
-        self.user_ns = array("q")
-        self.read_ends = array("q")
+        self.reads = bytearray()
         self.failure: str | None = None
         self.detail: str | None = None
         self.is_resent = False
@@ -75,6 +73,23 @@ class Exchange:
         self.reply: Reply | None = None
         self.is_decoded_in_line = False
         self.cuts: list[tuple[int, int]] = []
+
+    def keep_read(self, data: bytes, now_ns: int, stamp: bytes) -> None:
+        """Append what one read gave, the clock after it, and the kernel's stamp (16 bytes, or NO_STAMP)."""
+        raw = self.framer.raw
+        raw += data
+        self.reads += _two_int64(now_ns, len(raw)) + stamp
+
+    @property
+    def num_reads(self) -> int:
+        """Reads so far."""
+        return len(self.reads) // READ_ROW_BYTES
+
+    @property
+    def last_read_ns(self) -> int | None:
+        """The monotonic clock after the last read; None before the first."""
+        row = self.reads[-READ_ROW_BYTES:]
+        return int.from_bytes(row[:8], sys.byteorder) if row else None
 
 
 class Connection:
@@ -211,8 +226,5 @@ def receive_tls(connection: Connection, exchange: Exchange) -> bytes | None:
     except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
         return None
     if data:
-        exchange.framer.raw += data
-        exchange.user_ns.append(time.monotonic_ns())
-        exchange.read_ends.append(len(exchange.framer.raw))
-        exchange.kernel += NO_STAMP
+        exchange.keep_read(data, time.monotonic_ns(), NO_STAMP)
     return data

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from perfsuite.load.connection import Exchange
-from perfsuite.scenario.schema import Timeouts
+from perfsuite.load.order import PlainTimeouts
+
+if TYPE_CHECKING:
+    from perfsuite.load.connection import Exchange
+    from perfsuite.scenario.schema import Timeouts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +29,7 @@ class Deadlines:
     total_ns: int
 
 
-def deadlines_of(timeouts: Timeouts) -> Deadlines:
+def deadlines_of(timeouts: Timeouts | PlainTimeouts) -> Deadlines:
     """The time-outs of a scenario."""
     return Deadlines(
         connect_ns=round(timeouts.connect * 1e9),
@@ -36,7 +40,12 @@ def deadlines_of(timeouts: Timeouts) -> Deadlines:
 
 
 def expired(
-    exchange: Exchange, now_ns: int, deadlines: Deadlines, *, has_token: Callable[[Exchange], bool]
+    exchange: Exchange,
+    now_ns: int,
+    deadlines: Deadlines,
+    last_read_ns: int | None,
+    *,
+    has_token: Callable[[Exchange], bool],
 ) -> str | None:
     """The outcome of a sent request whose time is over; None while it may go on.
 
@@ -46,7 +55,7 @@ def expired(
     since_send = now_ns - exchange.t_send_ns
     if since_send > deadlines.total_ns:
         return "total_timeout"
-    since_read = now_ns - exchange.user_ns[-1] if exchange.user_ns else since_send
+    since_read = since_send if last_read_ns is None else now_ns - last_read_ns
     if since_send <= deadlines.first_token_ns and since_read <= deadlines.idle_ns:
         return None
     if not has_token(exchange):

@@ -27,6 +27,7 @@ _FAILED_FINISH = ("abort", "error", "timeout", "cancelled")
 class Arrivals:
     """When each read of some exchanges arrived, the exchanges laid end to end.
 
+    ends     int64, shape (num_reads,): length of what the framer held of the response after each read
     t_ns     int64, shape (num_reads,), monotonic clock
     lag_ns   int64, shape (num_reads,): user-space read time − kernel stamp; of use where is_kernel
     first    int64, shape (num_exchanges + 1,): the reads of exchange i are first[i] to first[i + 1]
@@ -34,6 +35,7 @@ class Arrivals:
              across a step of the wall clock, the clock after each read
     """
 
+    ends: NDArray[np.int64]
     t_ns: NDArray[np.int64]
     lag_ns: NDArray[np.int64]
     first: NDArray[np.int64]
@@ -47,16 +49,15 @@ class Arrivals:
 
 def arrivals(exchanges: Sequence[Exchange], offset: RealtimeOffset) -> Arrivals:
     """The arrival of each read."""
-    first = np.cumsum([0, *(len(exchange.user_ns) for exchange in exchanges)])
-    user = _joined([exchange.user_ns for exchange in exchanges])
-    pairs = _joined([exchange.kernel for exchange in exchanges]).reshape(-1, 2)
-    kernel, is_known = offset.convert(pairs[:, 0] * 1_000_000_000 + pairs[:, 1])
+    first = np.cumsum([0, *(exchange.num_reads for exchange in exchanges)])
+    user, ends, seconds, rest = _joined([exchange.reads for exchange in exchanges]).reshape(-1, 4).T
+    kernel, is_known = offset.convert(seconds * 1_000_000_000 + rest)
     lag = user - kernel
-    is_bad = (pairs[:, 0] == 0) | ~is_known | (lag <= -MAX_STAMP_AHEAD_NS)
+    is_bad = (seconds == 0) | ~is_known | (lag <= -MAX_STAMP_AHEAD_NS)
     num_bad = np.concatenate([[0], np.cumsum(is_bad)])[first]
     is_kernel = (np.diff(first) > 0) & (np.diff(num_bad) == 0)
     t_ns = np.where(np.repeat(is_kernel, np.diff(first)), kernel, user)
-    return Arrivals(t_ns=t_ns, lag_ns=lag, first=first, is_kernel=is_kernel)
+    return Arrivals(ends=ends, t_ns=t_ns, lag_ns=lag, first=first, is_kernel=is_kernel)
 
 
 def _joined(parts: Sequence[array[int] | bytearray]) -> NDArray[np.int64]:
@@ -86,7 +87,7 @@ def chunks(exchanges: Sequence[Exchange], answers: Sequence[Answer], at: Arrival
     """Which read completed each chunk. The offsets are laid end to end too, so that one search does for all."""
     first = np.cumsum([0, *(len(answer.token_ends) for answer in answers)])
     base = np.cumsum([0, *(exchange.framer.num_bytes for exchange in exchanges)])[:-1]
-    ends = _joined([exchange.read_ends for exchange in exchanges]) + np.repeat(base, np.diff(at.first))
+    ends = at.ends + np.repeat(base, np.diff(at.first))
     for number, exchange in enumerate(exchanges):
         for num_reads, cut in exchange.cuts:
             ends[at.first[number] + num_reads : at.first[number + 1]] += cut

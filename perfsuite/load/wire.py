@@ -16,6 +16,8 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
+from perfsuite.load.compiled import COMPILED
+
 MAX_HEAD_BYTES = 65_536
 MAX_LINE_BYTES = 4_096
 UNBOUNDED = 1 << 62
@@ -25,7 +27,7 @@ MAX_KEPT_BYTES = 64 << 20  # of one response that are not events, so that nothin
 MAX_ERROR_BYTES = 1 << 20  # of a response other than 200
 
 _BLANK_LINE = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
-_BOM = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"  # at the beginning of a stream of events it is no part of the first
 
 
 class WireError(ValueError):
@@ -50,6 +52,8 @@ class ResponseFramer:
     keep_alive   the connection may carry another request
     """
 
+    skip_chunks = None if COMPILED is None else COMPILED.skip_chunks
+    join_chunks = None if COMPILED is None else COMPILED.join_chunks
     __slots__ = ("_mode", "_pos", "base", "end", "headers", "is_complete", "keep_alive", "need", "pieces", "raw",
                  "status", "tail")  # fmt: skip
 
@@ -177,6 +181,9 @@ class ResponseFramer:
 
     def _follow_chunks(self) -> bool:
         raw, add, pos, have = self.raw, self.pieces.append, self._pos, len(self.raw)
+        if self.skip_chunks is not None:
+            pos, pieces = self.skip_chunks(raw, pos)
+            self.pieces.frombytes(pieces)
         try:
             while pos + 2 < have:
                 line_end = raw.find(b"\r\n", pos, pos + MAX_LINE_BYTES)
@@ -243,10 +250,10 @@ class Body:
     ends: NDArray[np.int64]
     shifts: NDArray[np.int64]
 
-    def raw_offsets(self, offsets: Sequence[int]) -> list[int]:
+    def raw_offsets(self, offsets: Sequence[int] | NDArray[np.int64]) -> list[int]:
         """Where in the response the first n bytes of the data end, for each n (at least 1) of `offsets`."""
-        of_data = np.array(offsets, dtype=np.int64)
-        found: list[int] = (of_data + self.shifts[np.searchsorted(self.ends, of_data)]).tolist()
+        of_data = np.asarray(offsets, dtype=np.int64)
+        found: list[int] = (of_data + self.shifts[self.ends.searchsorted(of_data)]).tolist()
         return found
 
     def followed_by(self, more: Body, *, start: int) -> Body:
@@ -262,6 +269,7 @@ class Body:
         )
 
 
+_INT64 = np.dtype(np.int64)
 _NOTHING = np.zeros(0, dtype=np.int64)
 NO_BODY = Body(data=b"", ends=_NOTHING, shifts=_NOTHING)
 
@@ -283,6 +291,11 @@ def read_body(framer: ResponseFramer, *, only_whole: bool = False) -> Body:
     """
     raw = framer.raw
     have = len(raw)
+    if framer.join_chunks is not None and framer._mode == "chunked":
+        joined = framer.join_chunks(raw, framer.pieces)
+        if joined is not None:
+            data, ends, shifts = joined
+            return Body(data=data, ends=np.frombuffer(ends, _INT64), shifts=framer.base + np.frombuffer(shifts, _INT64))
     starts, ends = np.array(framer.pieces, dtype=np.int64).reshape(-1, 2).T
     is_chunked = framer._mode == "chunked"
     is_here = ends + 2 <= have if only_whole and is_chunked else starts < have
@@ -291,7 +304,7 @@ def read_body(framer: ResponseFramer, *, only_whole: bool = False) -> Body:
         _check_chunk_ends(raw, ends[ends + 2 <= have])
     ends = np.minimum(ends, have)
     totals = np.cumsum(ends - starts)
-    data = b"".join([raw[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)])
+    data = b"".join(map(raw.__getitem__, map(slice, starts.tolist(), ends.tolist())))
     return Body(data=data, ends=totals, shifts=framer.base + ends - totals)
 
 
@@ -319,7 +332,7 @@ def iter_events(body: bytes, *, is_complete: bool) -> Iterator[tuple[bytes, int]
     Comments (keep-alives) and events without data are left out. An event whose blank line is missing at the end of a
     complete body still counts: some servers end so.
     """
-    start = 3 if body.startswith(_BOM) else 0
+    start = 0
     while start < len(body):
         stop, end = _block(body, start)
         if stop < 0:
@@ -334,9 +347,6 @@ def iter_events(body: bytes, *, is_complete: bool) -> Iterator[tuple[bytes, int]
 
 def _block(body: bytes, start: int) -> tuple[int, int]:
     """Where the event at `start` stops and where the next begins; (-1, -1) when its blank line is not there yet."""
-    stop = body.find(b"\n\n", start)
-    if body.find(b"\r", start, stop if stop >= 0 else len(body)) < 0:
-        return (stop, stop + 2) if stop >= 0 else (-1, -1)
     match = _BLANK_LINE.search(body, start)
     return match.span() if match else (-1, -1)
 
