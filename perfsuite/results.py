@@ -27,6 +27,7 @@ from perfsuite.store.reading import (
     refuse_changed,
     write_summary,
 )
+from perfsuite.store.trial_tables import TrialTables
 
 if TYPE_CHECKING:
     from perfsuite.interop.imported import ImportedRun
@@ -114,10 +115,11 @@ def manifest_sha256(path: Path) -> str:
 
 def summarise_bundle(data: BundleData) -> RunSummary:
     """The summary of a bundle: a pure function of what it holds."""
+    rows = data.trial_requests
     return summarise(
         scenario=data.scenario,
         load_points=data.plan.load_points,
-        requests=data.trial_requests,
+        requests=rows.by_parts() if isinstance(rows, TrialTables) else rows,
         telemetry=data.telemetry,
         server_metrics=data.server_metrics,
         trials=data.trials,

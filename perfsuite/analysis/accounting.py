@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
 
-from perfsuite.analysis.request_columns import MISSING_NS, Flags, RequestColumns
+from perfsuite.analysis.request_columns import MISSING_NS, Flags, RequestColumns, Requests, parts_of
 from perfsuite.records import OUTCOMES
 
 NOT_JUDGED = ("unsent", "cancelled", "cancelled_as_planned")  # outcomes that are perfsuite's doing, not the server's
@@ -59,7 +60,7 @@ def judged(columns: RequestColumns) -> Flags:
     return out
 
 
-def account(requests: pa.Table, columns: RequestColumns, *, planned: int | None) -> Accounting:
+def account(requests: Requests, columns: RequestColumns, *, planned: int | None) -> Accounting:
     """Count the records of one trial. planned: how many there should be; None = as many as there are."""
     counts = Counter(columns.outcome.tolist())
     is_unsent = columns.outcome == "unsent"
@@ -81,9 +82,16 @@ def account(requests: pa.Table, columns: RequestColumns, *, planned: int | None)
     )
 
 
-def _by_detail(requests: pa.Table, rows: Flags) -> dict[str, int]:
-    details = requests["detail"].filter(pa.array(rows)).to_pylist()
-    return dict(Counter(detail or "no reason given" for detail in details))
+def _by_detail(requests: Requests, rows: Flags) -> dict[str, int]:
+    if not rows.any():
+        return {}
+    counts: Counter[str] = Counter()
+    begin = 0
+    for part in parts_of(requests, ["detail"]):
+        details = part["detail"].filter(pa.array(rows[begin : begin + part.num_rows])).to_pylist()
+        counts.update(detail or "no reason given" for detail in details)
+        begin += part.num_rows
+    return dict(counts)
 
 
 def _mismatch(columns: RequestColumns, counts: Counter[str], planned: int | None) -> str | None:
@@ -96,7 +104,7 @@ def _mismatch(columns: RequestColumns, counts: Counter[str], planned: int | None
     if ((columns.outcome == "unsent") & columns.is_sent).any():
         return "a request counted as unsent was sent"
     times = (columns.t_sched_ns, columns.t_send_ns, columns.t_first_ns, columns.t_last_ns, columns.t_done_ns)
-    ok_times = np.stack([t[columns.is_ok] for t in times])
-    if (ok_times == MISSING_NS).any() or (np.diff(ok_times[1:], axis=0) < 0).any():
+    is_missing = any((columns.is_ok & (t_ns == MISSING_NS)).any() for t_ns in times)
+    if is_missing or any((columns.is_ok & (after < before)).any() for before, after in pairwise(times[1:])):
         return "an ok request lacks a time, or its times are not in order"
     return None

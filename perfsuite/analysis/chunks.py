@@ -8,7 +8,7 @@ Chunks by the hundred million are scanned in slices, and their gaps counted, so 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,14 +21,17 @@ from perfsuite.analysis.request_columns import (
     Floats,
     Ints,
     RequestColumns,
+    Requests,
     as_list_array,
     list_lengths,
+    parts_of,
     request_columns,
 )
 from perfsuite.analysis.steady import Window
 
 NUM_BINS = 200  # of the window, for the check of steadiness
 CHUNKS_PER_SLICE = 256_000  # the columns of a slice stay in the processor's cache
+CHUNK_COLUMNS = ("chunk_delta_us", "chunk_tokens", "chunk_read_events")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,18 +72,22 @@ class ChunkScan:
 
 @dataclass(slots=True)
 class _Totals:
-    """Sums over the slices. reads: number of chunks by the events of their read, shape (256,)."""
+    """Sums over the slices. reads: number of chunks by the events of their read, shape (256,); num_tokens, num_chunks:
+    see _tokens_and_chunks.
+    """
 
     bins: Floats
     gaps: GapCounter
     reads: Ints
     num_coalesced_gaps: int = 0
     num_untold: int = 0
+    num_tokens: float = 0.0
+    num_chunks: int = 0
     has_unknown: bool = False
 
 
 def scan_chunks(
-    requests: pa.Table,
+    requests: Requests,
     window: Window | None,
     columns: RequestColumns | None = None,
     *,
@@ -88,13 +95,15 @@ def scan_chunks(
 ) -> ChunkScan:
     """Scan the chunks of one trial's requests. columns: those of `requests`, when they are at hand."""
     columns = columns if columns is not None else request_columns(requests)
-    fallback = _mean_tokens_per_chunk(requests, columns)
+    has_unknown = bool(np.isnan(columns.n_out).any())
+    fallback = _mean_tokens_per_chunk(requests, columns) if has_unknown else None  # reads the chunks once more
     totals = _Totals(bins=np.zeros(NUM_BINS), gaps=GapCounter(), reads=np.zeros(256, dtype=np.int64))
-    for rows in _slices(requests, chunks_per_slice):
-        _scan_slice(totals, requests.slice(rows.start, rows.stop - rows.start), columns, rows, window, fallback or 0.0)
+    for rows, part in chunk_slices(requests, chunks_per_slice):
+        _scan_slice(totals, part, columns, rows, window, fallback or 0.0)
+    per_chunk = totals.num_tokens / totals.num_chunks if totals.num_chunks else None
     per_read = totals.reads / np.maximum(np.arange(256), 1)
     num_reads = float(per_read.sum())
-    untold = _untold(int(columns.is_ok.sum()), totals.num_untold, totals.has_unknown and fallback is None)
+    untold = _untold(int(columns.is_ok.sum()), totals.num_untold, totals.has_unknown and per_chunk is None)
     is_counted = window is not None and untold is None
     return ChunkScan(
         window_tokens=float(totals.bins.sum()) if is_counted else None,
@@ -102,21 +111,29 @@ def scan_chunks(
         gaps=totals.gaps.counts(),
         num_coalesced_gaps=totals.num_coalesced_gaps,
         coalesced_ratio=float(per_read[2:].sum()) / num_reads if num_reads else None,
-        tokens_per_chunk=fallback,
+        tokens_per_chunk=per_chunk,
         untold=untold,
     )
 
 
-def _slices(requests: pa.Table, chunks_per_slice: int) -> Iterator[slice]:
-    """Rows that hold about so many chunks together, one row at least."""
-    lengths = list_lengths(requests["chunk_delta_us"])
-    ends = np.cumsum(lengths)
-    start = 0
-    while start < len(lengths):
-        before = int(ends[start - 1]) if start else 0
-        stop = max(start + 1, int(np.searchsorted(ends, before + chunks_per_slice, side="right")))
-        yield slice(start, stop)
-        start = stop
+def chunk_slices(
+    requests: Requests, chunks_per_slice: int, names: Sequence[str] = CHUNK_COLUMNS
+) -> Iterator[tuple[slice, pa.Table]]:
+    """Rows that hold at most so many chunks together, one row at least, and their columns `names`, chunk_delta_us among
+    them. The slices are the same in whatever parts the requests come.
+    """
+    begin, rest = 0, None
+    for part in parts_of(requests, names):
+        table = part if rest is None else pa.concat_tables([rest, part])
+        ends = np.cumsum(list_lengths(table["chunk_delta_us"]))
+        start, before = 0, 0
+        while (stop := max(start + 1, int(np.searchsorted(ends, before + chunks_per_slice, side="right")))) < len(ends):
+            yield slice(begin + start, begin + stop), table.slice(start, stop - start)
+            start, before = stop, int(ends[stop - 1])
+        begin, rest = begin + start, table.take(pa.array(np.arange(start, len(ends))))  # a slice would keep the part
+        del part, table
+    if rest is not None and rest.num_rows:
+        yield slice(begin, begin + rest.num_rows), rest
 
 
 def _scan_slice(
@@ -128,6 +145,9 @@ def _scan_slice(
     begins = np.cumsum(lengths) - lengths
     told, is_told = _told(part, lengths)
     is_ok, has_chunks = columns.is_ok[rows], lengths > 0
+    num_tokens, num_chunks = _tokens_and_chunks(columns, rows, lengths)
+    totals.num_tokens += num_tokens
+    totals.num_chunks += num_chunks
     spread = columns.n_out[rows] / np.maximum(lengths, 1)
     is_unknown = has_chunks & ~is_told & np.isnan(spread)
     totals.num_untold += int((is_unknown & is_ok).sum())
@@ -231,9 +251,17 @@ def _tokens(requests: pa.Table, columns: RequestColumns, lengths: Ints) -> Float
     return tokens
 
 
-def _mean_tokens_per_chunk(requests: pa.Table, columns: RequestColumns) -> float | None:
+def _mean_tokens_per_chunk(requests: Requests, columns: RequestColumns) -> float | None:
     """Sum of n_out / number of chunks, over measured ok requests; None when there are none."""
-    lengths = list_lengths(requests["chunk_delta_us"])
-    counted = columns.is_ok & columns.is_measured & np.isfinite(columns.n_out) & (lengths > 0)
-    num_chunks = int(lengths[counted].sum())
-    return float(columns.n_out[counted].sum()) / num_chunks if num_chunks else None
+    num_tokens, num_chunks = 0.0, 0
+    for rows, part in chunk_slices(requests, CHUNKS_PER_SLICE, ["chunk_delta_us"]):
+        more_tokens, more_chunks = _tokens_and_chunks(columns, rows, list_lengths(part["chunk_delta_us"]))
+        num_tokens, num_chunks = num_tokens + more_tokens, num_chunks + more_chunks
+    return num_tokens / num_chunks if num_chunks else None
+
+
+def _tokens_and_chunks(columns: RequestColumns, rows: slice, lengths: Ints) -> tuple[float, int]:
+    """Tokens and chunks of the measured ok requests among some rows whose tokens are known."""
+    n_out = columns.n_out[rows]
+    counted = columns.is_ok[rows] & columns.is_measured[rows] & np.isfinite(n_out) & (lengths > 0)
+    return float(n_out[counted].sum()), int(lengths[counted].sum())

@@ -9,16 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from perfsuite.analysis.energy import Energy
-from perfsuite.analysis.gpu_samples import Telemetry
-from perfsuite.analysis.request_columns import Floats, Ints
-from perfsuite.analysis.steady import Window
-from perfsuite.scenario.arm import Arm
-from perfsuite.scenario.schema import TelemetrySettings
+if TYPE_CHECKING:
+    from perfsuite.analysis.energy import Energy
+    from perfsuite.analysis.gpu_samples import Telemetry
+    from perfsuite.analysis.request_columns import Floats, Ints
+    from perfsuite.analysis.steady import Window
+    from perfsuite.scenario.arm import Arm
+    from perfsuite.scenario.schema import TelemetrySettings
 
 IDLE_S = 5.0  # of the idle baseline before a block's trials, on real GPUs
 SOAK_S = 180.0  # longest thermal soak before them, on real GPUs
@@ -143,6 +144,8 @@ class BlockTelemetry:
 
 def block_telemetry(events: Sequence[Mapping[str, Any]]) -> dict[int, BlockTelemetry]:
     """By block, from the events "idle", "soak" and "telemetry" of a bundle; a field that is absent is not told."""
+    from perfsuite.analysis.steady import Window
+
     found: dict[int, dict[str, Any]] = {}
     for event in events:
         block = found.setdefault(int(event["block"]), {}) if isinstance(event.get("block"), int) else {}

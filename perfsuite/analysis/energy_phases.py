@@ -17,21 +17,21 @@ Standard errors are those of the fit, together with the bound of the window's en
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-import pyarrow as pa
 
-from perfsuite.analysis.chunks import CHUNKS_PER_SLICE, ChunkScan, read_chunks
+from perfsuite.analysis.chunks import CHUNK_COLUMNS, CHUNKS_PER_SLICE, ChunkScan, chunk_slices, read_chunks
 from perfsuite.analysis.energy import Energy
 from perfsuite.analysis.gpu_samples import Telemetry
 from perfsuite.analysis.request_columns import (
+    COLUMNS,
     MISSING_NS,
     Floats,
     Ints,
     RequestColumns,
-    list_lengths,
+    Requests,
     request_columns,
 )
 from perfsuite.analysis.steady import Window
@@ -154,7 +154,7 @@ def _at(steps: tuple[Ints, Ints], t_ns: Ints) -> Ints:
 
 
 def phase_energy(
-    requests: pa.Table,
+    requests: Requests,
     columns: RequestColumns,
     scan: ChunkScan,
     samples: Telemetry,
@@ -206,7 +206,7 @@ def _refused(found: PhaseEnergy, scan: ChunkScan) -> str | None:
     return "untold_tokens" if scan.untold else None
 
 
-def _decoded_tokens(requests: pa.Table, stretches: Stretches, unknown_tokens: float) -> tuple[float, float]:
+def _decoded_tokens(requests: Requests, stretches: Stretches, unknown_tokens: float) -> tuple[float, float]:
     """Tokens decoded in the window, and those of them in stretches of decode alone.
 
     A chunk after the first was made between the chunk before it and itself: its tokens are spread evenly over that
@@ -214,8 +214,7 @@ def _decoded_tokens(requests: pa.Table, stretches: Stretches, unknown_tokens: fl
     """
     decoded = alone = 0.0
     window_ns = stretches.t_ns[[0, -1]]
-    for rows in _slices(requests):
-        part = requests.slice(rows.start, rows.stop - rows.start)
+    for _, part in chunk_slices(requests, CHUNKS_PER_SLICE, sorted({*COLUMNS, *CHUNK_COLUMNS})):
         chunks = read_chunks(part, request_columns(part))
         later = ~chunks.is_first
         end_ns = chunks.t_ns[later]
@@ -226,17 +225,6 @@ def _decoded_tokens(requests: pa.Table, stretches: Stretches, unknown_tokens: fl
         decoded += float((per_ns * inside_ns).sum())
         alone += float((per_ns * alone_s * 1e9).sum())
     return decoded, alone
-
-
-def _slices(requests: pa.Table) -> Iterator[slice]:
-    """Rows with at most CHUNKS_PER_SLICE chunks together, one row at least."""
-    ends = np.cumsum(list_lengths(requests["chunk_delta_us"]))
-    start = 0
-    while start < len(ends):
-        before = int(ends[start - 1]) if start else 0
-        stop = max(start + 1, int(np.searchsorted(ends, before + CHUNKS_PER_SLICE, side="right")))
-        yield slice(start, stop)
-        start = stop
 
 
 def _cells(samples: Telemetry, stretches: Stretches, num_cells: int) -> tuple[Floats, Floats]:

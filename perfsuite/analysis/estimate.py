@@ -13,8 +13,6 @@ import numpy as np
 
 from perfsuite.analysis.estimate_telemetry import block_conditioning_s, profile_s
 from perfsuite.analysis.metrics import min_samples
-from perfsuite.analysis.roofline import Efficiency, Layout
-from perfsuite.analysis.step_time import Batch, PrefillChunk, step_cost, step_model
 from perfsuite.errors import ScenarioError, UsageError
 from perfsuite.library import Checkpoint, Gpu, find_checkpoint, find_gpu
 from perfsuite.scenario.arm import Arm
@@ -256,10 +254,10 @@ def _trial_s(arm: Arm, point: LoadPoint, specs: RequestSpecs) -> float | None:
     """Seconds of one trial. Open loop: the schedule; else requests / slots × (prefill + output tokens × step)."""
     if point.kind == "open":
         return specs.last_due_ns / 1e9
-    if arm.gpus < 1:
+    if arm.gpus < 1 or arm.checkpoint is None:
         return None
     try:
-        checkpoint, gpu = find_checkpoint(arm.checkpoint or ""), find_gpu(arm.gpu)
+        checkpoint, gpu = find_checkpoint(arm.checkpoint), find_gpu(arm.gpu)
     except UsageError:
         return None
     if not has_kv_dtype(checkpoint, arm.kv_cache_dtype):
@@ -277,6 +275,9 @@ def _mean_think_s(specs: RequestSpecs) -> float:
 
 
 def _request_s(arm: Arm, checkpoint: Checkpoint, gpu: Gpu, slots: int, specs: RequestSpecs) -> float:
+    from perfsuite.analysis.roofline import Efficiency, Layout  # here, because most runs of another's server need none
+    from perfsuite.analysis.step_time import Batch, PrefillChunk, step_cost, step_model
+
     tensor = 1 if arm.parallelism.attention_data else max(1, arm.gpus // arm.parallelism.data)
     layout = Layout(num_gpus=arm.gpus, attention_tensor=tensor, expert=arm.parallelism.expert)
     kv_dtype = checkpoint.kv_cache_dtype_auto if arm.kv_cache_dtype == "auto" else arm.kv_cache_dtype

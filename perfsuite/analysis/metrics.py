@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from perfsuite.analysis.request_columns import Floats
+if TYPE_CHECKING:
+    from perfsuite.analysis.request_columns import Floats
 
 METRICS_VERSION = 1  # raised when a formula changes: results of different versions are not compared
 THROUGHPUT_MARGIN_RATIO = 0.02  # throughput, energy, cost: a difference within 2 % is of no practical interest

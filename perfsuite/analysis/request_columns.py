@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+
+from perfsuite.records import REQUEST_SCHEMA
 
 MISSING_NS = np.iinfo(np.int64).min  # marks an event that did not happen, inside columns only
 SERVER_GONE = "server_gone"  # detail of requests that were not sent because the server takes no connections
@@ -16,16 +20,43 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
+_TIMES = ("t_sched_ns", "t_send_ns", "t_first_ns", "t_first_visible_ns", "t_last_ns", "t_done_ns")
+_INTS = (*_TIMES, "index", "session", "turn", "input_tokens_planned")
+_FLOATS = ("n_in", "n_out", "slo_ttft_s", "slo_tpot_s", "slo_e2e_s", "reasoning_tokens")
+COLUMNS = (
+    *_INTS, *_FLOATS, "phase", "outcome", "detail", "chunk_tokens", "decoded_in_line", "timestamp_source",
+)  # fmt: skip
+
+
+class RequestParts(Protocol):
+    """The records of a trial, read some rows at a time."""
+
+    def parts(self, names: Sequence[str]) -> Iterator[pa.Table]:
+        """Some columns of records.REQUEST_SCHEMA, in the order of the records. Read at each call."""
+
+
+Requests: TypeAlias = pa.Table | RequestParts
+
+
+def parts_of(requests: Requests, names: Sequence[str]) -> Iterator[pa.Table]:
+    """Some columns of the records of a trial, in their order, some rows at a time. A table is one part."""
+    if isinstance(requests, pa.Table):
+        yield requests.select(list(names))
+    else:
+        yield from requests.parts(names)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestColumns:
-    """The scalar columns of some requests, each of shape (num_requests,), in the table's order.
+    """The scalar columns of some requests, each of shape (num_requests,), in the table's order. A column of one value
+    is kept once and cannot be written to.
 
     t_*       int64 nanoseconds, MISSING_NS where it did not happen
     n_in/out  float64 tokens, NaN where unknown
     first_chunk_tokens  float64, tokens of the first chunk, 1 where unknown
     is_server_gone  unsent because the server stopped taking connections
     is_session_ended  unsent because an earlier turn of the session failed
+    outcome         str, see records.OUTCOMES
     session, turn   MISSING_NS outside sessions
     slo_*_s         float64, limits of the request's own; NaN = the scenario's
     reasoning_tokens  float64, NaN where unknown
@@ -36,7 +67,7 @@ class RequestColumns:
     index: Ints
     is_measured: Flags
     is_ok: Flags
-    outcome: NDArray[np.str_]
+    outcome: NDArray[np.object_]
     t_sched_ns: Ints
     t_send_ns: Ints
     t_first_ns: Ints
@@ -56,6 +87,7 @@ class RequestColumns:
     reasoning_tokens: Floats
     in_line: Floats
     user_timed: Floats
+    input_tokens_planned: Ints
 
     def __len__(self) -> int:
         return len(self.index)
@@ -74,7 +106,7 @@ class RequestColumns:
     @property
     def t_end_ns(self) -> Ints:
         """When a request left the server, as far as known: t_done, else its last event. MISSING_NS if unsent."""
-        latest = np.maximum.reduce([self.t_send_ns, self.t_first_ns, self.t_last_ns])
+        latest = np.maximum(np.maximum(self.t_send_ns, self.t_first_ns), self.t_last_ns)
         return np.where(self.t_done_ns != MISSING_NS, self.t_done_ns, latest)
 
     @property
@@ -118,33 +150,56 @@ def seconds_between(start_ns: Ints, end_ns: Ints) -> Floats:
     return np.where(known, difference / 1e9, np.nan)
 
 
-def request_columns(requests: pa.Table) -> RequestColumns:
-    """The columns of a table of records.REQUEST_SCHEMA."""
-    times = {
-        name: _ints(requests, name)
-        for name in ("t_sched_ns", "t_send_ns", "t_first_ns", "t_first_visible_ns", "t_last_ns", "t_done_ns")
+def request_columns(requests: Requests) -> RequestColumns:
+    """The columns of records of records.REQUEST_SCHEMA."""
+    parts = [_columns(part) for part in parts_of(requests, COLUMNS)] or [_columns(REQUEST_SCHEMA.empty_table())]
+    columns = RequestColumns(**{name: _joined([part.pop(name) for part in parts]) for name in list(parts[0])})
+    if len(parts) > 1:
+        pa.default_memory_pool().release_unused()  # the parts' columns were Arrow's memory, which it would keep
+    return columns
+
+
+def _columns(part: pa.Table) -> dict[str, NDArray[Any]]:
+    """The fields of RequestColumns by name."""
+    outcome = _words(part, "outcome")
+    is_unsent = outcome == "unsent"
+    found: dict[str, NDArray[Any]] = {
+        **{name: _ints(part, name) for name in _INTS},
+        **{name: _floats(part, name) for name in _FLOATS},
+        "outcome": outcome,
+        "is_measured": _words(part, "phase") == "measured",
+        "is_ok": outcome == "ok",
+        "first_chunk_tokens": _first_chunk_tokens(part),
+        "is_server_gone": is_unsent & _detail_begins(part, SERVER_GONE),
+        "is_session_ended": is_unsent & _detail_begins(part, SESSION_ENDED),
+        "in_line": _floats(part, "decoded_in_line"),
+        "user_timed": _user_timed(part),
     }
-    outcome = requests["outcome"].to_numpy().astype(str)
-    return RequestColumns(
-        index=_ints(requests, "index"),
-        is_measured=requests["phase"].to_numpy() == "measured",
-        is_ok=outcome == "ok",
-        outcome=outcome,
-        n_in=_floats(requests, "n_in"),
-        n_out=_floats(requests, "n_out"),
-        first_chunk_tokens=_first_chunk_tokens(requests),
-        is_server_gone=(outcome == "unsent") & _detail_begins(requests, SERVER_GONE),
-        is_session_ended=(outcome == "unsent") & _detail_begins(requests, SESSION_ENDED),
-        session=_ints(requests, "session"),
-        turn=_ints(requests, "turn"),
-        slo_ttft_s=_floats(requests, "slo_ttft_s"),
-        slo_tpot_s=_floats(requests, "slo_tpot_s"),
-        slo_e2e_s=_floats(requests, "slo_e2e_s"),
-        reasoning_tokens=_floats(requests, "reasoning_tokens"),
-        in_line=_floats(requests, "decoded_in_line"),
-        user_timed=_user_timed(requests),
-        **times,
-    )
+    return {name: _once(values) for name, values in found.items()}
+
+
+def _once(values: NDArray[Any]) -> NDArray[Any]:
+    """The same values; where all are alike, one of them is kept."""
+    return np.broadcast_to(values[:1].copy(), values.shape) if len(values) and _are_alike(values) else values
+
+
+def _are_alike(values: NDArray[Any]) -> bool:
+    return bool((values == values[:1]).all()) or (values.dtype == np.float64 and bool(np.isnan(values).all()))
+
+
+def _joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
+    """Columns of one name, one after the other."""
+    parts = [part for part in parts if len(part)] or parts[:1]
+    if all(part.strides == (0,) for part in parts) and _are_alike(np.concatenate([part[:1] for part in parts])):
+        return np.broadcast_to(parts[0][:1], sum(map(len, parts)))
+    return np.concatenate(parts)
+
+
+def _words(requests: pa.Table, name: str) -> NDArray[np.object_]:
+    """Strings of which few differ: equal ones are one object."""
+    codes = requests[name].combine_chunks().dictionary_encode()
+    words: NDArray[np.object_] = np.array(codes.dictionary.to_pylist(), dtype=object)[codes.indices.to_numpy()]
+    return words
 
 
 def _ints(requests: pa.Table, name: str) -> Ints:

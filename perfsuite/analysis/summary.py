@@ -29,12 +29,12 @@ from perfsuite.analysis.energy import Energy, energy_over, idle_power_w, memory_
 from perfsuite.analysis.energy_phases import PhaseEnergy, phase_energy
 from perfsuite.analysis.gpu_samples import Telemetry, read_telemetry
 from perfsuite.analysis.overload import is_overloaded
-from perfsuite.analysis.request_columns import Flags, Floats, RequestColumns, request_columns
+from perfsuite.analysis.request_columns import Flags, Floats, RequestColumns, Requests, parts_of, request_columns
 from perfsuite.analysis.server_load import ServerLoad, ServerSeries, read_server_series, server_load
 from perfsuite.analysis.steady import Window, mean_in_flight, mean_in_progress, mser5_cut_ratio, steady_window
 from perfsuite.analysis.trial_metrics import TrialData, trial_metrics
 from perfsuite.analysis.within_run import WithinRun, latency_intervals
-from perfsuite.records import REQUEST_SCHEMA, SERVER_METRICS_SCHEMA, ServerFacts, TrialFacts
+from perfsuite.records import REQUEST_SCHEMA, SERVER_METRICS_SCHEMA, PacketAudit, ServerFacts, TrialFacts
 from perfsuite.scenario.plan import LoadPoint, swept
 from perfsuite.scenario.schema import Scenario
 
@@ -61,6 +61,7 @@ class TrialSummary:
     server_load       the trial as its server saw it; None = it told nothing
     in_line_ratio     share of the measured requests sent that were decoded in line; None = not known
     user_timed_ratio  share of those with an answer whose arrivals are not the kernel's; None = no answer
+    packets           what captured packets say of the reads' stamps; None = played without --packet-stamps
     repeat, attempt   see scenario.plan.Trial
     is_superseded     another attempt of its pair at its load point counts instead
     """
@@ -99,6 +100,7 @@ class TrialSummary:
     reasoning_ratio: float | None = None
     in_line_ratio: float | None = None
     user_timed_ratio: float | None = None
+    packets: PacketAudit | None = None
     server_load: ServerLoad | None = None
     conditions: Conditions = field(default_factory=Conditions)
     phases: PhaseEnergy = field(default_factory=PhaseEnergy)
@@ -162,7 +164,7 @@ class RunSummary:
 def summarise(
     scenario: Scenario,
     load_points: Sequence[LoadPoint],
-    requests: pa.Table | Mapping[int, pa.Table],
+    requests: pa.Table | Mapping[int, Requests],
     telemetry: pa.Table,
     trials: Sequence[TrialFacts],
     servers: Mapping[int, ServerFacts],
@@ -241,7 +243,7 @@ def _summarise_trial(
     scenario: Scenario,
     point: LoadPoint,
     facts: TrialFacts,
-    requests: pa.Table,
+    requests: Requests,
     samples: Telemetry,
     told: ServerSeries,
     server: ServerFacts | None,
@@ -290,6 +292,7 @@ def _summarise_trial(
         step_slip_ratio=step_slip_ratio(facts.engine_stats),
         steal_ratio=facts.audit.steal_ratio if facts.audit is not None else None,
         client_cpu_ratio=facts.audit.busiest_core_ratio if facts.audit is not None else None,
+        packets=facts.audit.packets if facts.audit is not None else None,
         is_overloaded=is_overloaded(point, columns, window),
         within_run=latency_intervals(columns, is_counted),
         limit_counts=limit_counts(scenario.slo, columns, judged(columns)),
@@ -299,13 +302,13 @@ def _summarise_trial(
     )
 
 
-def _of_requests(requests: pa.Table, columns: RequestColumns, is_counted: Flags) -> dict[str, Any]:
+def _of_requests(requests: Requests, columns: RequestColumns, is_counted: Flags) -> dict[str, Any]:
     """Means and shares over the measured requests: those that were answered, or those that were sent."""
     sent = columns.is_measured & columns.is_sent
     return {
         "mean_output_tokens": _mean(columns.n_out[is_counted]),
         "mean_input_tokens": _mean(columns.n_in[is_counted]),
-        "input_tokens_ratio": _input_tokens_ratio(requests, columns, is_counted),
+        "input_tokens_ratio": _input_tokens_ratio(columns, is_counted),
         "prompts_digest": _prompts_digest(requests, columns),
         "reasoning_ratio": _reasoning_ratio(columns, is_counted),
         "in_line_ratio": _mean(columns.in_line[sent]),
@@ -352,13 +355,21 @@ def _reasoning_ratio(columns: RequestColumns, is_counted: Flags) -> float | None
     return float(columns.reasoning_tokens[known].sum() / columns.n_out[known].sum()) if known.any() else None
 
 
-def _input_tokens_ratio(requests: pa.Table, columns: RequestColumns, is_counted: Flags) -> float | None:
-    planned = requests["input_tokens_planned"].to_numpy()
+def _input_tokens_ratio(columns: RequestColumns, is_counted: Flags) -> float | None:
+    planned = columns.input_tokens_planned
     known = is_counted & np.isfinite(columns.n_in) & (planned > 0)
     return float(columns.n_in[known].sum() / planned[known].sum()) if known.any() else None
 
 
-def _prompts_digest(requests: pa.Table, columns: RequestColumns) -> str:
-    hashes = requests["prompt_hash"].to_numpy()[np.argsort(columns.index, kind="stable")]
-    text = "\n".join(hashes.tolist())
-    return hashlib.sha256(text.encode()).hexdigest() if text.strip() else ""
+def _prompts_digest(requests: Requests, columns: RequestColumns) -> str:
+    parts: Iterable[pa.Table] = parts_of(requests, ["prompt_hash"])
+    if (np.diff(columns.index) < 0).any():
+        order = np.argsort(columns.index, kind="stable")
+        parts = [pa.concat_tables(parts).take(pa.array(order))]
+    digest, is_told, between = hashlib.sha256(), False, b""
+    for part in parts:
+        if part.num_rows:
+            text = "\n".join(part["prompt_hash"].to_pylist())
+            digest.update(between + text.encode())
+            is_told, between = is_told or bool(text.strip()), b"\n"
+    return digest.hexdigest() if is_told else ""

@@ -27,7 +27,6 @@ from perfsuite.store.documents import (
     to_json,
     write_manifest,
 )
-from perfsuite.store.finalize import finish_bundle
 from perfsuite.store.layout import (
     ADDED,
     EVENTS,
@@ -133,6 +132,8 @@ class Bundle:
         """
         if self.is_finished:
             return
+        from perfsuite.store.finalize import finish_bundle  # here, because it loads what writes Parquet
+
         self.event("finalizing", status=status)
         ended = {"utc_ns": self._wall_ns(), "monotonic_ns": self._mono_ns()}
         self._manifest = finish_bundle(self.path, self._plan, self._manifest, status=status, ended=ended)

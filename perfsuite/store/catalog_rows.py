@@ -19,7 +19,7 @@ from perfsuite.records import ServerFacts
 from perfsuite.store import catalog_schema as tables
 
 Row = dict[str, Any]
-CANARY_VERSION = 1  # of telemetry/canary.py: values of other work are no points of these histories
+CANARY_VERSION = 2  # of telemetry/canary.py: values of other work are no points of these histories
 CANARY_FIELDS = ("cpu_bytes_per_s", "memory_bytes_per_s")  # of the event
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from perfsuite.errors import StoreError
-from perfsuite.records import ClientAudit, ServerFacts, TrialFacts
+from perfsuite.records import ClientAudit, PacketAudit, ServerFacts, TrialFacts
 from perfsuite.scenario.arrivals import RateStage
 from perfsuite.scenario.plan import Block, LoadPoint, Plan, Trial, plan_digest
 from perfsuite.scenario.schema import Scenario
@@ -165,6 +165,8 @@ def trial_facts(row: Mapping[str, Any]) -> TrialFacts:
     audit = row.get("audit")
     values = {name: row[name] for name in _names(TrialFacts) if name in row or name not in ("repeat", "attempt")}
     known = {name: audit[name] for name in _names(ClientAudit) if name in audit} if audit is not None else None
+    if known is not None and known.get("packets") is not None:
+        known["packets"] = PacketAudit(**_present(known["packets"], PacketAudit))
     return TrialFacts(**values | {"audit": None if known is None else ClientAudit(**known)})
 
 

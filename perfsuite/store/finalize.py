@@ -14,12 +14,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from perfsuite.errors import StoreError
-from perfsuite.records import REQUEST_SCHEMA, SERVER_METRICS_SCHEMA, TELEMETRY_SCHEMA, TrialFacts
+from perfsuite.records import REQUEST_SCHEMA, SERVER_METRICS_SCHEMA, TELEMETRY_SCHEMA, TrialFacts, column_of
 from perfsuite.scenario.plan import Plan, RequestSpecs, Trial, request_specs
 from perfsuite.store.documents import read_lines, trial_facts, write_lines, write_manifest
 from perfsuite.store.layout import (
@@ -38,8 +37,9 @@ from perfsuite.store.layout import (
     telemetry_streams,
     temporary,
 )
+from perfsuite.store.merging import find_records, read_records
 from perfsuite.store.redact import Redactor
-from perfsuite.store.streams import read_stream
+from perfsuite.store.streams import ROWS_PER_PART, read_stream
 
 LOST = "lost: the load worker ended before it wrote this record"
 ROW_GROUP_ROWS = 100_000
@@ -101,11 +101,7 @@ def _finish_requests(folder: Path, plan: Plan, status: str) -> int:
             temporary(path), REQUEST_SCHEMA, compression="zstd", use_dictionary=_DICTIONARY, column_encoding=_SPLIT
         ) as writer:
             for trial in plan.trials:
-                table, fact = _trial_table(folder, plan, trial, known.get(trial.ordinal), status)
-                order = np.argsort(table.column("index").to_numpy(), kind="stable")
-                for begin in range(0, len(order), ROW_GROUP_ROWS):  # a sorted copy of the whole would double the memory
-                    writer.write_table(table.take(pa.array(order[begin : begin + ROW_GROUP_ROWS])))
-                facts.append(fact)
+                facts.append(_write_trial(writer, folder, plan, trial, known.get(trial.ordinal), status))
         _check_rows(temporary(path), planned)
         write_lines(folder / TRIALS, map(Redactor().plain, facts))
         rename_durably(temporary(path), path)
@@ -118,41 +114,36 @@ def _specs(plan: Plan, trial: Trial) -> RequestSpecs:
     return request_specs(plan.scenario, plan.load_points[trial.load_point], trial, plan.num_file_rows, plan.rows)
 
 
-def _trial_table(
-    folder: Path, plan: Plan, trial: Trial, facts: TrialFacts | None, status: str
-) -> tuple[pa.Table, TrialFacts]:
-    """One record for each planned request of a trial, in any order, and the trial's facts."""
+def _write_trial(
+    writer: pq.ParquetWriter, folder: Path, plan: Plan, trial: Trial, facts: TrialFacts | None, status: str
+) -> TrialFacts:
+    """Write one record for each planned request of a trial, by index; the trial's facts."""
     streams = request_streams(folder, trial.ordinal)
     specs = _specs(plan, trial)
-    parts = [REQUEST_SCHEMA.empty_table(), *(read_stream(path, REQUEST_SCHEMA).table for path in streams)]
-    found = _first_of_each_index(pa.concat_tables(parts), trial.ordinal, len(specs))
+    places = find_records(streams, trial.ordinal, len(specs))
+    parts = [
+        np.arange(begin, min(begin + ROW_GROUP_ROWS, len(specs))) for begin in range(0, len(specs), ROW_GROUP_ROWS)
+    ]
     if facts is None:
-        facts = _facts_from_records(trial, found, was_begun=bool(streams))
-    index = found.column("index").to_numpy()
-    missing = np.setdiff1d(np.arange(len(specs), dtype=np.int32), index)
-    filled = missing_records(trial.ordinal, missing, specs, facts, status)
-    table = pa.concat_tables([found, filled])
-    if table.num_rows != len(specs):
-        raise StoreError(
-            "the records of a trial do not add up: an error of perfsuite's own",
-            where=f"{folder}: trial {trial.ordinal}",
-            found=f"{table.num_rows} records for {len(specs)} planned requests",
-        )
-    return table, facts
+        facts = _facts_from_records(trial, (read_records(places, part) for part in parts), was_begun=bool(streams))
+    for part in parts:
+        table = read_records(places, part)
+        missing = part[places.row_of_index[part] < 0]
+        if len(missing):
+            filled = pa.concat_tables([table, missing_records(trial.ordinal, missing, specs, facts, status)])
+            order = np.argsort(filled.column("index").to_numpy(), kind="stable")
+            table = filled.take(column_of(order, pa.int64()))
+        writer.write_table(table)
+        del table
+        pa.default_memory_pool().release_unused()
+    return facts
 
 
-def _first_of_each_index(table: pa.Table, trial: int, planned: int) -> pa.Table:
-    """The rows that belong to the trial, each index once."""
-    index = table.column("index").to_numpy()
-    belongs = (table.column("trial").to_numpy() == trial) & (index >= 0) & (index < planned)
-    rows = np.flatnonzero(belongs)
-    _, first = np.unique(index[rows], return_index=True)
-    return table if len(first) == table.num_rows else table.take(pa.array(rows[np.sort(first)]))
-
-
-def _facts_from_records(trial: Trial, records: pa.Table, *, was_begun: bool) -> TrialFacts:
+def _facts_from_records(trial: Trial, parts: Iterable[pa.Table], *, was_begun: bool) -> TrialFacts:
     """Facts of a trial whose end nobody wrote down: times are those of its records."""
-    ends = pc.max(records.column("t_done_ns")).as_py()
+    import pyarrow.compute as pc  # a fortieth of a second, and only trials whose facts were lost come here
+
+    times = [(pc.min(part["t_sched_ns"]).as_py(), pc.max(part["t_done_ns"]).as_py()) for part in parts]
     return TrialFacts(
         trial=trial.ordinal,
         block=trial.block,
@@ -161,8 +152,8 @@ def _facts_from_records(trial: Trial, records: pa.Table, *, was_begun: bool) -> 
         pair=trial.pair,
         load_point=trial.load_point,
         status="interrupted" if was_begun else "not_played",
-        t_start_ns=pc.min(records.column("t_sched_ns")).as_py(),
-        t_end_ns=ends,
+        t_start_ns=min((t_ns for t_ns, _ in times if t_ns is not None), default=None),
+        t_end_ns=max((t_ns for _, t_ns in times if t_ns is not None), default=None),
         audit=None,
         engine_stats={},
         repeat=trial.repeat,
@@ -215,7 +206,7 @@ def _constant(field: pa.Field, value: Any, num: int) -> pa.Array:
 def _check_rows(path: Path, planned: Mapping[int, int]) -> None:
     """Read a Parquet file back whole and compare its rows for each trial with the plan. Raises StoreError."""
     counts: Counter[int] = Counter()
-    for table in _row_groups(path):
+    for table in _parts(path):
         trials, nums = np.unique(table.column("trial").to_numpy(), return_counts=True)
         counts.update(dict(zip(trials.tolist(), nums.tolist(), strict=True)))
     for trial in planned.keys() | counts.keys():
@@ -227,11 +218,12 @@ def _check_rows(path: Path, planned: Mapping[int, int]) -> None:
             )
 
 
-def _row_groups(path: Path) -> Iterator[pa.Table]:
+def _parts(path: Path) -> Iterator[pa.Table]:
     try:
         with pq.ParquetFile(path) as file:
-            for number in range(file.num_row_groups):
-                yield file.read_row_group(number)
+            for batch in file.iter_batches(ROWS_PER_PART):
+                yield pa.Table.from_batches([batch])
+                del batch
     except (pa.ArrowException, OSError) as error:
         raise StoreError("damaged: not a Parquet file", where=str(path), found=str(error)) from None
 
@@ -240,10 +232,10 @@ def _finish_samples(path: Path, streams: Iterable[Path], schema: pa.Schema) -> i
     """Number of rows in a Parquet file of samples, which is made of the blocks' streams when it is missing."""
     if not path.exists():
         written = _write_samples(temporary(path), streams, schema)
-        if written != sum(table.num_rows for table in _row_groups(temporary(path))):
+        if written != sum(table.num_rows for table in _parts(temporary(path))):
             raise StoreError("a file of samples did not read back", where=str(temporary(path)))
         rename_durably(temporary(path), path)
-    return sum(table.num_rows for table in _row_groups(path))
+    return sum(table.num_rows for table in _parts(path))
 
 
 def _write_samples(path: Path, streams: Iterable[Path], schema: pa.Schema) -> int:

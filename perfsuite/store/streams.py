@@ -7,7 +7,7 @@ reader takes every whole batch and drops a torn tail. The imports are lean: load
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from perfsuite.records import REQUEST_SCHEMA, RequestRecord, request_batch
 from perfsuite.store.layout import store_error, store_errors
 
 BATCHES_PER_PART = 1024
+ROWS_PER_PART = 12_500  # read at a time from Parquet: a whole row group takes as long, and several times the memory
 
 
 class RequestStream:
@@ -117,6 +118,35 @@ def _read_batch(reader: pa.RecordBatchReader, batches: list[pa.RecordBatch]) -> 
     return None
 
 
+def whole_batches(path: Path, schema: pa.Schema) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Every whole batch of a stream as it was written, and where it begins in the file, in bytes.
+
+    A missing or empty file has none. Raises StoreError as read_stream does.
+    """
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    with pa.OSFile(str(path)) as source:
+        try:
+            reader = pa.ipc.open_stream(source)
+        except (pa.ArrowInvalid, OSError):
+            return
+        conform(reader.schema.empty_table(), schema, path)
+        batches: list[pa.RecordBatch] = []
+        offset = source.tell()
+        while _read_batch(reader, batches) is None:
+            yield offset, batches.pop()
+            offset = source.tell()
+
+
+def batches_at(path: Path, offsets: Iterable[int]) -> Iterator[pa.RecordBatch]:
+    """The batches of a stream that begin at some places of its file, see whole_batches."""
+    with pa.OSFile(str(path)) as source:
+        schema = pa.ipc.open_stream(source).schema
+        for offset in offsets:
+            source.seek(offset)
+            yield pa.ipc.read_record_batch(pa.ipc.read_message(source), schema)
+
+
 def conform(table: pa.Table, schema: pa.Schema, path: Path) -> pa.Table:
     """The table with exactly the columns of `schema`; nullable columns that an older format lacks become null.
 
@@ -126,7 +156,8 @@ def conform(table: pa.Table, schema: pa.Schema, path: Path) -> pa.Table:
     columns = []
     for field in schema:
         if field.name in table.column_names:
-            columns.append(table.column(field.name).cast(field.type))
+            column = table.column(field.name)
+            columns.append(column if column.type == field.type else column.cast(field.type))
         elif field.nullable:
             columns.append(pa.chunked_array([pa.nulls(table.num_rows, field.type)]))
         else:
