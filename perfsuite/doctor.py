@@ -13,16 +13,18 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
 
-from perfsuite.analysis.doctor import Calibration, ClockFacts, LimitFacts, Probe, judge_probe
+from perfsuite.analysis.doctor import Calibration, ClockFacts, LimitFacts, Probe, judge_probe, plan_note
+from perfsuite.analysis.estimate import estimate_plan
 from perfsuite.clock import RealtimeOffset
 from perfsuite.engines import Server, start_engine
+from perfsuite.load.compiled import COMPILED
 from perfsuite.load.order import PlayOrder, Target
 from perfsuite.load.workers import LoadWorkers, start_workers
 from perfsuite.records import REQUEST_SCHEMA
@@ -37,13 +39,20 @@ TOKENS_PER_STREAM = 150
 RATE_PROBE_S = 2.0
 
 
-def calibrate(on_probe: Callable[[Probe], None]) -> Calibration:
-    """Probe until something does not hold. `on_probe` is told each Probe as it ends. Raises EngineError."""
+def calibrate(on_probe: Callable[[Probe], None], *, packet_stamps: bool = False) -> Calibration:
+    """Probe until something does not hold. `on_probe` is told each Probe as it ends. Raises EngineError.
+
+    packet_stamps: with packets as a referee of the client's times. Raises UsageError when they cannot be captured.
+    """
+    if packet_stamps:
+        from perfsuite.load.packets import check_packet_stamps
+
+        check_packet_stamps()
     probes: list[Probe] = []
     with (
         tempfile.TemporaryDirectory() as folder,
         _engine(Path(folder)) as server,
-        start_workers(open_request_sink, 1) as workers,
+        start_workers(open_request_sink, 1, packet_stamps=packet_stamps) as workers,
     ):
         for kind, sizes in (("streams", STREAMS), ("rate", RATES_PER_S)):
             for size in sizes:
@@ -130,7 +139,8 @@ def _probe(kind: str, size: int, server: Server, workers: LoadWorkers, folder: P
     after = server.stats()
     slip = (after["slip_s"] - before["slip_s"]) / max(1e-9, after["modelled_s"] - before["modelled_s"])
     table = read_stream(path, REQUEST_SCHEMA).table
-    return judge_probe(kind=kind, size=size, step_s=STEP_S, requests=table, audit=report.audit, step_slip_ratio=slip)
+    probe = judge_probe(kind=kind, size=size, step_s=STEP_S, requests=table, audit=report.audit, step_slip_ratio=slip)
+    return replace(probe, packets=report.audit.packets)
 
 
 def _order(plan: Plan) -> PlayOrder:
@@ -145,12 +155,13 @@ def _order(plan: Plan) -> PlayOrder:
 
 
 def machine_facts() -> dict[str, Any]:
-    """What a calibration holds for: another kernel, Python or number of cores needs another one."""
+    """What a calibration holds for: another kernel, Python, number of cores or kind of client needs another one."""
     return {
         "system": platform.system(),
         "kernel": platform.release(),
         "python": platform.python_version(),
         "cores": os.cpu_count(),
+        "compiled": COMPILED is not None,
     }
 
 
@@ -212,9 +223,14 @@ def load_calibration(path: Path) -> Calibration | None:
         return Calibration(
             utc_ns=values["utc_ns"],
             machine=values["machine"],
-            probes=tuple(Probe(**probe) for probe in values["probes"]),
+            probes=tuple(Probe(**probe | {"packets": None}) for probe in values["probes"]),
             clock=ClockFacts(**values["clock"]),
             limits=LimitFacts(**values["limits"]),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def calibration_note(plan: Plan, num_workers: int) -> str:
+    """What the calibration kept of this machine says of a plan: one line."""
+    return plan_note(load_calibration(calibration_path()), estimate_plan(plan), num_workers=num_workers)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,33 @@ class RequestRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PacketAudit:
+    """What captured packets say of the reads' stamps over a trial (docs/load.md). None: there were none to tell of.
+
+    A chunk's packet stamp: when its last byte and all before it had arrived. A difference: |read's stamp − packet's|.
+    num_packets, num_dropped    segments with bytes of this trial's answers; packets that a capture had no room for
+    num_chunks, num_unrefereed  chunks with a packet stamp, and without
+    num_coalesced, num_own_packet  refereed chunks of coalesced reads; those in a packet that completed no other chunk
+    alone_difference_*_s, coalesced_difference_*_s  of chunks whose read held no other event; of num_coalesced
+    hidden_gap_*_s              by the packets, gaps that touch a coalesced read
+    """
+
+    num_packets: int
+    num_dropped: int
+    num_chunks: int
+    num_unrefereed: int
+    alone_difference_p50_s: float | None
+    alone_difference_p99_s: float | None
+    alone_difference_max_s: float | None
+    num_coalesced: int
+    num_own_packet: int
+    coalesced_difference_p50_s: float | None
+    coalesced_difference_p99_s: float | None
+    hidden_gap_p50_s: float | None
+    hidden_gap_p99_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClientAudit:
     """What the load client says of itself for one trial. Ratios are 0..1, None = not known on this system.
 
@@ -137,6 +165,8 @@ class ClientAudit:
     num_decoded_in_line       requests whose events were read while their stream was live; None = not counted
     num_resent                requests sent a second time, because the server closed a re-used connection before any
                               byte of the answer; `detail` of each says so; None = not counted
+    packets                   the referee's figures; None = played without --packet-stamps
+    is_compiled               by the compiled part of the client; None = from before there was one
     """
 
     cpu_s: float
@@ -159,6 +189,8 @@ class ClientAudit:
     max_connections: int | None = None
     num_decoded_in_line: int | None = None
     num_resent: int | None = None
+    packets: PacketAudit | None = None
+    is_compiled: bool | None = None
 
     @property
     def busiest_core_ratio(self) -> float | None:
@@ -341,9 +373,9 @@ def request_batch(records: Sequence[RequestRecord]) -> pa.RecordBatch:
     base_ns = np.array([r.t_send_ns or r.t_sched_ns for r in records], dtype=np.int64)
     offsets_ns = _joined([r.chunk_ns for r in records], np.int64) - np.repeat(base_ns, np.diff(ends))
     deltas = _deltas_us(offsets_ns, ends[:-1][np.diff(ends) > 0])
-    columns.append(pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(deltas)))
-    columns.append(_lists([r.chunk_tokens for r in records], np.int32))
-    columns.append(_lists([r.chunk_read_events for r in records], np.uint8))
+    columns.append(pa.ListArray.from_arrays(pa.array(ends.tolist(), pa.int32()), column_of(deltas, pa.int32())))
+    columns.append(_lists([r.chunk_tokens for r in records], np.int32, pa.int32()))
+    columns.append(_lists([r.chunk_read_events for r in records], np.uint8, pa.uint8()))
     return pa.RecordBatch.from_arrays(columns, schema=REQUEST_SCHEMA)
 
 
@@ -351,8 +383,17 @@ def _joined(parts: Sequence[Sequence[int] | None], kind: type[np.generic]) -> ND
     return np.concatenate([np.zeros(0, kind), *(np.asarray(part, dtype=kind) for part in parts if part is not None)])
 
 
-def _lists(parts: Sequence[Sequence[int] | None], kind: type[np.generic]) -> pa.ListArray:
+def _lists(parts: Sequence[Sequence[int] | None], kind: type[np.generic], arrow_kind: pa.DataType) -> pa.ListArray:
     """A column of lists; None stays None. Raises OverflowError for a number that the kind cannot hold."""
-    ends = np.cumsum([0, *(0 if part is None else len(part) for part in parts)])
-    is_missing = pa.array([part is None for part in parts], pa.bool_())
-    return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(_joined(parts, kind)), mask=is_missing)
+    starts = list(accumulate((0 if part is None else len(part) for part in parts), initial=0))
+    known = [None if part is None else start for part, start in zip(parts, starts, strict=False)]  # no start: no list
+    offsets = pa.array([*known, starts[-1]], pa.int32())
+    return pa.ListArray.from_arrays(offsets, column_of(_joined(parts, kind), arrow_kind))
+
+
+def column_of(values: NDArray[Any], kind: pa.DataType) -> pa.Array:
+    """A column of numbers over the same memory, without the imports of pa.array() (numpy.ma) and its casts (compute).
+
+    values: of the numpy type that `kind` has, without missing ones.
+    """
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])

@@ -298,5 +298,6 @@ def _worst(audits: Sequence[ClientAudit]) -> ClientAudit:
     values: dict[str, Any] = {}
     for field in fields(ClientAudit):
         found = [value for audit in audits if (value := getattr(audit, field.name)) is not None]
-        values[field.name] = None if not found else sum(found) if field.name in _ADDED else max(found)
-    return ClientAudit(**values)
+        if field.name != "packets":
+            values[field.name] = None if not found else sum(found) if field.name in _ADDED else max(found)
+    return ClientAudit(**values)  # shards capture no packets

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from perfsuite.analysis.estimate import PlanEstimate
-from perfsuite.records import ClientAudit
+from perfsuite.records import ClientAudit, PacketAudit
 
 SEND_LAG_LIMIT_S = 0.005
 LOOP_LAG_LIMIT_S = 0.020
@@ -27,6 +27,7 @@ class Probe:
     delivered_ratio  streams: asked gap / median gap per token; rate: answered / asked
     lag_p99_s        streams: how late the loop woke; rate: send lag
     late             "" when it held, else who was late: "client", "engine" or "host"
+    packets          of a calibration with packet stamps
     """
 
     kind: str
@@ -37,6 +38,7 @@ class Probe:
     coalesced_ratio: float
     cpu_ratio: float
     late: str
+    packets: PacketAudit | None = None
 
     @property
     def held(self) -> bool:
@@ -89,7 +91,7 @@ def judge_probe(
     *, kind: str, size: int, step_s: float, requests: pa.Table, audit: ClientAudit, step_slip_ratio: float
 ) -> Probe:
     """The probe that a play was; `requests`: its records."""
-    ok = requests.filter(pa.compute.equal(requests["outcome"], "ok"))
+    ok = requests.filter(pa.array([outcome == "ok" for outcome in requests["outcome"].to_pylist()], pa.bool_()))
     first, last = (ok[name].to_numpy() for name in ("t_first_ns", "t_last_ns"))
     num_chunks = float(ok["n_out"].to_numpy().sum())
     span_s = float(last.max() - first.min()) / 1e9 if ok.num_rows else 0.0

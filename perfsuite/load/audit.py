@@ -7,12 +7,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from perfsuite.clock import RealtimeOffset
-from perfsuite.load.decode import Arrivals, Chunks
+from perfsuite.load.compiled import COMPILED
 from perfsuite.load.lags import Lags, merged_lags
 from perfsuite.load.order import PlayReport
 from perfsuite.records import ClientAudit, RequestRecord
+
+if TYPE_CHECKING:
+    from perfsuite.load.decode import Arrivals, Chunks
+    from perfsuite.load.packet_tally import PacketTally
 
 
 class Auditor:
@@ -73,6 +78,7 @@ class Auditor:
             max_connections=max_connections,
             num_decoded_in_line=self._num_in_line,
             num_resent=num_resent,
+            is_compiled=COMPILED is not None,
         )
         return with_lags(audit, self.lags)
 
@@ -93,13 +99,22 @@ def with_lags(audit: ClientAudit, lags: Lags) -> ClientAudit:
 def merge_reports(reports: Sequence[PlayReport]) -> PlayReport:
     """The report of a play from those of its workers; at least one."""
     lags = merged_lags(report.lags for report in reports)
+    packets = _merged_tally([report.packets for report in reports if report.packets is not None])
+    audit = with_lags(_merge_audits([report.audit for report in reports]), lags)
     return PlayReport(
         t_start_ns=min(report.t_start_ns for report in reports),
         t_end_ns=max(report.t_end_ns for report in reports),
         interrupted=any(report.interrupted for report in reports),
-        audit=with_lags(_merge_audits([report.audit for report in reports]), lags),
+        audit=replace(audit, packets=packets.audit()) if packets is not None else audit,
         lags=lags,
+        packets=packets,
     )
+
+
+def _merged_tally(parts: Sequence[PacketTally]) -> PacketTally | None:
+    for part in parts[1:]:
+        parts[0].include(part)
+    return parts[0] if parts else None
 
 
 def _merge_audits(audits: Sequence[ClientAudit]) -> ClientAudit:

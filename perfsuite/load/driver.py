@@ -13,7 +13,9 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from time import monotonic_ns
+from typing import TYPE_CHECKING
 
 from perfsuite.clock import RealtimeOffset
 from perfsuite.dialects import DIALECTS
@@ -29,6 +31,9 @@ from perfsuite.load.recorder import PLANNED_OUTCOMES, Recorder
 from perfsuite.load.requests import RequestBuilder, UnusableAnswer
 from perfsuite.load.schedule import Offline, Schedule, SessionSchedule, make_schedule
 from perfsuite.records import request_batch
+
+if TYPE_CHECKING:
+    from perfsuite.load.packet_referee import PacketReferee
 
 TICK_NS = 50_000_000
 PROGRESS_NS = 500_000_000
@@ -50,7 +55,7 @@ def play(
 ) -> PlayReport:
     """Play a trial or a share of it. Every request of order.specs ends as one record in the sink within a second.
 
-    Raises what the sink raises, and UsageError when the target's headers cannot be sent.
+    Raises what the sink raises, and UsageError when the target's headers cannot be sent, or packets not be captured.
     """
     with _no_garbage_collection():
         player = _Player(order, target, sink, control, server_gone_ns)
@@ -58,7 +63,12 @@ def play(
             address = resolve(target.url, connect_timeout_s=order.timeouts.connect)
         except ConnectError as error:
             return player.refuse_all(error)
-        return player.run(address)
+        try:
+            if order.packet_stamps:
+                player.call_referee(address)
+            return player.run(address)
+        finally:
+            player.dismiss_referee()
 
 
 @contextmanager
@@ -112,6 +122,7 @@ class _Player:
         self._level = 0
         self._next_tick_ns = self._next_progress_ns = 0
         self._client: Client | None = None
+        self._referee: PacketReferee | None = None
         self._schedule: Schedule
 
     # --- the play ---
@@ -125,6 +136,8 @@ class _Player:
             on_due=self._send_due,
             has_token=lambda exchange: has_token(exchange, self._dialect),
         )
+        if self._referee is not None:
+            client.on_start = self._referee.begin
         t_start_ns = monotonic_ns()
         self._begin_schedule(t_start_ns)
         try:
@@ -145,6 +158,19 @@ class _Player:
         self._control.report(self._progress(client, monotonic_ns()))
         return self._report(t_start_ns)
 
+    def call_referee(self, address: Address) -> None:
+        """Capture packets, from before the first connection on. Raises UsageError."""
+        from perfsuite.load.packet_referee import PacketReferee
+        from perfsuite.load.packets import Capture
+
+        self._referee = PacketReferee(Capture(address), self._offset)
+        self._recorder.witness = self._referee.note
+
+    def dismiss_referee(self) -> None:
+        """End the capture."""
+        if self._referee is not None:
+            self._referee.close()
+
     def refuse_all(self, error: ConnectError) -> PlayReport:
         """There is nowhere to send to: every request ends with the error's outcome."""
         t_start_ns = monotonic_ns()
@@ -160,7 +186,8 @@ class _Player:
         )
 
     def _report(self, t_start_ns: int) -> PlayReport:
-        client = self._client
+        client, t_end_ns = self._client, monotonic_ns()
+        packets = self._referee.finish() if self._referee is not None else None
         audit = self._auditor.finish(
             num_connections=client.pool.num_opened if client else 0,
             max_connections=client.pool.max_open if client else 0,
@@ -168,10 +195,11 @@ class _Player:
         )
         return PlayReport(
             t_start_ns=t_start_ns,
-            t_end_ns=max(t_start_ns, monotonic_ns()),
+            t_end_ns=max(t_start_ns, t_end_ns),
             interrupted=self._level > 0,
-            audit=audit,
+            audit=audit if packets is None else replace(audit, packets=packets.audit()),
             lags=self._auditor.lags,
+            packets=packets,
         )
 
     def _prepare(self, client: Client) -> None:
@@ -301,6 +329,8 @@ class _Player:
         self._offset.sample()
         client.scan(now)
         self._recorder.look_at(client.live_exchanges())
+        if self._referee is not None:
+            self._referee.tick(now)
         self._obey(client, now)
         if not self._stopped:
             num_due = self._schedule.num_due_before(now + AHEAD_NS)
@@ -336,7 +366,7 @@ class _Player:
 
     def _progress(self, client: Client, now: int) -> Progress:
         recorder = self._recorder
-        in_stream = sum(max(0, len(exchange.user_ns) - 1) for exchange in client.live_exchanges())
+        in_stream = sum(max(0, exchange.num_reads - 1) for exchange in client.live_exchanges())
         return Progress(
             trial=self._order.trial,
             t_ns=now,

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from perfsuite.load.lags import Lags
 from perfsuite.records import ClientAudit, RequestRecord
-from perfsuite.scenario.plan import LoadPoint, RequestSpecs
-from perfsuite.scenario.schema import Slo, Timeouts
+from perfsuite.scenario.load_points import LoadPoint
+from perfsuite.scenario.specs import RequestSpecs
 from perfsuite.scenario.workload import FileRows, TraceRows
-from perfsuite.scenario.workload_entry import Workload
+
+if TYPE_CHECKING:  # pydantic would cost a worker a third of its start
+    from perfsuite.load.packet_tally import PacketTally
+    from perfsuite.scenario.schema import Slo, Timeouts
+    from perfsuite.scenario.workload_entry import Workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,21 +61,53 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlainSessions:
+    """Of a scenario's Sessions, what a worker needs."""
+
+    history: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlainWorkload:
+    """Of a scenario's Workload, what a worker needs."""
+
+    prompt_as: str
+    ignore_eos: bool
+    temperature: float
+    top_p: float
+    extra_body: dict[str, Any]
+    sessions: PlainSessions | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlainTimeouts:
+    """Of a scenario's Timeouts, what a worker needs, in seconds."""
+
+    connect: float
+    first_token: float
+    idle: float
+    total: float
+    drain: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlayOrder:
     """One trial to play, or a share of it. `trial` is its ordinal in the plan.
 
     specs  those of the share; a request's place in them is its position
     tag    begins each X-Request-Id, the same for all workers; "" = to be made up
+    packet_stamps  capture packets as a referee of the stamps
     """
 
     trial: int
     point: LoadPoint
     specs: RequestSpecs
-    workload: Workload
+    workload: Workload | PlainWorkload
     prompt_rows: FileRows | None = None
-    timeouts: Timeouts
+    timeouts: Timeouts | PlainTimeouts
     share: Share | None = None
     tag: str = ""
+    packet_stamps: bool = False
 
     @property
     def worker(self) -> int:
@@ -113,12 +149,37 @@ class PlayOrder:
         return rows.rows[int(self.specs.file_row[position])].slo
 
 
+def plain_order(order: PlayOrder) -> PlayOrder:
+    """The order as a worker gets it: without models of the scenario, but for the slo of a prompt file's rows."""
+    workload, timeouts = order.workload, order.timeouts
+    sessions = None if workload.sessions is None else PlainSessions(history=workload.sessions.history)
+    return replace(
+        order,
+        workload=PlainWorkload(
+            prompt_as=workload.prompt_as,
+            ignore_eos=workload.ignore_eos,
+            temperature=workload.temperature,
+            top_p=workload.top_p,
+            extra_body=workload.extra_body,
+            sessions=sessions,
+        ),
+        timeouts=PlainTimeouts(
+            connect=timeouts.connect,
+            first_token=timeouts.first_token,
+            idle=timeouts.idle,
+            total=timeouts.total,
+            drain=timeouts.drain,
+        ),
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlayReport:
     """How a play went. Times: nanoseconds on the monotonic clock, from the start of the schedule to the last end.
 
     interrupted  it was stopped before every request had been issued and had ended
     lags         behind the audit's percentiles, so that those of several workers can be merged
+    packets      the same behind the audit's packets; None without packet stamps
     """
 
     t_start_ns: int
@@ -126,6 +187,7 @@ class PlayReport:
     interrupted: bool
     audit: ClientAudit
     lags: Lags = field(repr=False)
+    packets: PacketTally | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

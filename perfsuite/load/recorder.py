@@ -11,16 +11,18 @@ for each token. Beyond FORCE_TRIM_BYTES that happens although streams are busy.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from time import monotonic_ns
 
 from perfsuite.clock import RealtimeOffset
 from perfsuite.dialects import Dialect
 from perfsuite.errors import StoreError
-from perfsuite.load.answer import answer_of, read_live
+from perfsuite.load.answer import Answer, answer_of, read_live
 from perfsuite.load.audit import Auditor
 from perfsuite.load.connection import Exchange
 from perfsuite.load.decode import (
+    Arrivals,
+    Chunks,
     arrivals,
     chunks,
     internal_error_record,
@@ -44,9 +46,14 @@ FORCE_TRIM_BYTES = 524_288
 UNISSUED_PER_BATCH = 10_000
 PLANNED_OUTCOMES = ("ok", "cancelled_as_planned")
 
+Witness = Callable[[Sequence[Exchange], Sequence[Answer], Arrivals, Chunks], None]
+
 
 class Recorder:
-    """The records of one play on one worker. Counts are of requests; num_tokens of output tokens in kept records."""
+    """The records of one play on one worker. Counts are of requests; num_tokens of output tokens in kept records.
+
+    witness: told of the answers of each batch and of their arrivals; None = nobody
+    """
 
     def __init__(
         self,
@@ -70,6 +77,7 @@ class Recorder:
         self._records: list[RequestRecord] = []
         self._append_at_ns = 0  # when the oldest of them is to be appended
         self.num_ok = self.num_failed = self.num_tokens = 0
+        self.witness: Witness | None = None
 
     @property
     def has_work(self) -> bool:
@@ -192,6 +200,8 @@ class Recorder:
         found = chunks(exchanges, answers, at)
         records = make_records(exchanges, answers, self._order, self._dialect, at, found)
         self._auditor.note(records, at, found)
+        if self.witness is not None:
+            self.witness(exchanges, answers, at, found)
         for record in records:
             self._keep(record)
 

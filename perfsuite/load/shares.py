@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfsuite.load.order import PlayOrder, Share
-from perfsuite.scenario.plan import LoadPoint
+from perfsuite.scenario.load_points import LoadPoint
 from perfsuite.scenario.workload import TraceRows
 
 # What one core carries with room to spare: see docs/load.md.

@@ -6,7 +6,13 @@ from dataclasses import asdict
 from typing import Any
 
 from perfsuite.analysis.doctor import Calibration, Probe
+from perfsuite.records import PacketAudit
 from perfsuite.units import format_duration_s, format_number
+
+_COMPILED = {
+    True: "its reads are compiled",
+    False: "its reads are Python's: with a C compiler and Python's headers, installing perfsuite again compiles them",
+}
 
 
 def probe_line(probe: Probe) -> str:
@@ -21,6 +27,15 @@ def probe_line(probe: Probe) -> str:
     )
 
 
+def packet_line(probe: Probe, packets: PacketAudit) -> str:
+    """What the referee says of one probe."""
+    alone, shared = packets.alone_difference_p99_s, packets.coalesced_difference_p99_s
+    told = "no chunk" if alone is None else f"p99 {format_duration_s(alone)}"
+    hidden = "" if shared is None else f", {packets.num_coalesced:,} in coalesced reads p99 {format_duration_s(shared)}"
+    lost = f", {packets.num_unrefereed:,} not refereed" if packets.num_unrefereed else ""
+    return f"packets, {probe.size:,} {probe.kind}: |read - packet| of chunks read alone {told}{hidden}{lost}"
+
+
 def doctor_text(calibration: Calibration) -> str:
     """What this machine's client holds, its clocks and its limits."""
     chunks, rate = calibration.chunks_per_s, calibration.requests_per_s
@@ -30,11 +45,13 @@ def doctor_text(calibration: Calibration) -> str:
     return "\n".join(
         [
             *(probe_line(probe) for probe in calibration.probes),
+            *(packet_line(probe, probe.packets) for probe in calibration.probes if probe.packets is not None),
             "",
             f"one worker holds {format_number(chunks)} chunks/s and {format_number(rate)} req/s"
             " with the engine on this machine: a lower bound",
             f"timestamps: {stamps}; wall clock read within {format_duration_s(clock.sandwich_p50_s)} (p99"
             f" {format_duration_s(clock.sandwich_p99_s)}), {clock.num_steps} steps seen",
+            f"client: {_COMPILED[bool(calibration.machine.get('compiled'))]}",
             f"limits: {limits.open_files:,} open files, {ports} local ports, {calibration.machine['cores']} cores",
         ]
     )

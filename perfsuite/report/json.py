@@ -255,6 +255,7 @@ def _trial(trial: TrialSummary, summary: RunSummary) -> dict[str, Any]:
         "reasoning_ratio": trial.reasoning_ratio,
         "in_line_ratio": trial.in_line_ratio,
         "user_timed_ratio": trial.user_timed_ratio,
+        "packets": asdict(trial.packets) if trial.packets is not None else None,
         "server_load": asdict(trial.server_load) if trial.server_load is not None else None,
         "prompts_digest": trial.prompts_digest or None,
         "within_run": {name: asdict(interval) for name, interval in trial.within_run.items()},
