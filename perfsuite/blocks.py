@@ -8,8 +8,6 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
-from perfsuite.analysis.looks import look_at_comparison
-from perfsuite.analysis.repeats import load_points_to_repeat
 from perfsuite.conditioning import condition_gpus, gpu_source, soak_play, source_token
 from perfsuite.dialects.server_metrics import counters_over
 from perfsuite.engines import Server, preflight, start_engine
@@ -18,14 +16,9 @@ from perfsuite.load.order import PlayOrder, PlayReport, Progress, Target
 from perfsuite.load.workers import LoadWorkers, WorkerLost
 from perfsuite.prepare import Prepared
 from perfsuite.records import TrialFacts
-from perfsuite.results import summarise_bundle
 from perfsuite.run_state import Run
-from perfsuite.scenario.added import next_attempt
 from perfsuite.scenario.plan import Block, Trial, lead_trial, request_specs
 from perfsuite.scenario.schema import Scenario
-from perfsuite.searching import play_searches
-from perfsuite.store.reading import read_bundle, read_live_blocks
-from perfsuite.telemetry.memory import used_memory_bytes
 from perfsuite.telemetry.sampler import Sampler
 from perfsuite.telemetry.server_series import ServerSeries
 
@@ -107,6 +100,11 @@ def _finished_pair(run: Run, block: Block) -> tuple[Block, Block] | None:
 
 def _repeat_invalid(run: Run, pair: tuple[Block, Block], instruments: Instruments) -> None:
     """Play the load points with an invalid trial again, both arms in new blocks, until valid or tried often enough."""
+    from perfsuite.analysis.repeats import load_points_to_repeat  # imports in functions: what not every run comes to
+    from perfsuite.results import summarise_bundle
+    from perfsuite.scenario.added import next_attempt
+    from perfsuite.store.reading import read_live_blocks
+
     for _ in range(run.prepared.scenario.repeat_invalid):
         if run.stop.level:
             return
@@ -132,6 +130,10 @@ def _is_ended_by_look(run: Run, block: Block) -> bool:
     index = block.comparison
     if index is None or block.pair + 1 not in run.prepared.scenario.looks:
         return False
+    from perfsuite.analysis.looks import look_at_comparison
+    from perfsuite.results import summarise_bundle
+    from perfsuite.store.reading import read_bundle
+
     run.show("looking")
     is_ended, reason = look_at_comparison(summarise_bundle(read_bundle(run.bundle.path)), index)
     run.bundle.event("look", comparison=index, num_pairs=block.pair + 1, is_ended=is_ended, reason=reason)
@@ -157,11 +159,11 @@ def _play_block(run: Run, block: Block, instruments: Instruments, after_trials: 
                     truth_log_path=bundle.truth_log_path(block.ordinal) if arm.emulator.truth_log else None,
                     on_process=lambda mark: bundle.add_process(asdict(mark)),
                     should_stop=lambda: run.stop.level > 0,
-                    gpu_memory=used_memory_bytes if arm.gpus and arm.engine != "emulated" else lambda: None,
+                    gpu_memory=_used_memory_bytes if arm.gpus and arm.engine != "emulated" else lambda: None,
                     on_event=partial(bundle.event, block=block.ordinal),
                 )
             )
-            facts = preflight(server, arm, scenario, should_stop=lambda: run.stop.level > 0)
+            facts = preflight(server, arm, scenario, should_stop=lambda: run.stop.level > 0, meanwhile=_load_finishing)
         except Interrupted:
             return
         bundle.add_server(block.ordinal, facts)
@@ -189,11 +191,37 @@ def _play_block(run: Run, block: Block, instruments: Instruments, after_trials: 
                 break
             _play_trial(run, trial, server, load)
         if block.attempt == 0 and not run.stop.level and server.is_alive():
-            play_searches(run, block, lambda trial: _play_trial(run, trial, server, load))
+            _play_searches(run, block, server, load)
         if after_trials is not None and not run.stop.level and server.is_alive():
             after_trials(ServedBlock(run=run, block=block, server=server, load=load))
         bundle.event("telemetry", block=block.ordinal, **asdict(sampler.status()))
         bundle.event("server_metrics", block=block.ordinal, **asdict(series.stop()))
+
+
+# What is needed once the load has ended is imported before it begins, since nothing may run beside it: one part while
+# the server answers the small request, the other while the workers build the first requests.
+def _load_finishing() -> None:
+    import perfsuite.analysis.request_columns
+    import perfsuite.store.finalize  # noqa: F401
+
+
+def _load_conclusion() -> None:
+    import perfsuite.report.text
+    import perfsuite.results  # noqa: F401
+
+
+def _used_memory_bytes() -> dict[int, int] | None:
+    from perfsuite.telemetry.memory import used_memory_bytes
+
+    return used_memory_bytes()
+
+
+def _play_searches(run: Run, block: Block, server: Server, load: LoadWorkers) -> None:
+    if all(load_entry.search is None for load_entry in run.prepared.scenario.load):
+        return
+    from perfsuite.searching import play_searches
+
+    play_searches(run, block, lambda trial: _play_trial(run, trial, server, load))
 
 
 def _engine_seed(scenario: Scenario, block: Block) -> int:
@@ -216,6 +244,7 @@ def _play_trial(run: Run, trial: Trial, server: Server, load: LoadWorkers) -> bo
             lambda worker: bundle.request_path(trial.ordinal, worker),
             on_progress=run.progress,
             stop_level=lambda: run.stop.level if server.is_alive() else 2,
+            meanwhile=_load_conclusion,
         )
     except WorkerLost:
         bundle.add_trial(_facts(trial, None, "worker_lost", {}))

@@ -16,17 +16,18 @@ import typer
 
 from perfsuite.cli_catalog import add_verbs
 from perfsuite.cli_live import live_view
-from perfsuite.cli_options import DEFAULT_RESULTS, Catalog, Json, Results, Run, ScenarioPath, Seed
+from perfsuite.cli_options import DEFAULT_RESULTS, Catalog, Json, PacketStamps, Results, Run, ScenarioPath, Seed
+from perfsuite.cli_options import asked_for as _asked_for
 from perfsuite.cli_options import print_json as _print_json
 from perfsuite.cli_options import width as _width
 from perfsuite.cli_profile import add_profile, profile_after_run
 from perfsuite.cli_site import add_site
 from perfsuite.errors import NoValidComparison, PerfsuiteError, StoreError, UsageError
+from perfsuite.without_pandas import plain_imports
 
 if TYPE_CHECKING:
     from perfsuite.load.spawning import Line
     from perfsuite.results import Answer
-    from perfsuite.scenario.plan import Plan
 
 app = typer.Typer(
     add_completion=True,
@@ -44,7 +45,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # no answer is lost to a terminal that is not UTF-8
     try:
-        app(prog_name="perfsuite")
+        _asked_for(app, sys.argv)(prog_name="perfsuite")
     except PerfsuiteError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -58,7 +59,8 @@ def _end_of_pipe(error: BrokenPipeError) -> None:
     """Exit 141 when nobody reads stdout any more; a broken pipe of another kind is raised again."""
     poll = select.poll()
     poll.register(1, select.POLLOUT)
-    if not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+    is_broken = any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    if not is_broken and not os.path.sameopenfile(1, os.open(os.devnull, os.O_RDONLY)):  # where rich leads a broken one
         raise error
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.exit(141)
@@ -132,19 +134,23 @@ def run(
     scheduler: Annotated[str, typer.Option(help="Whose processes play: process (perfsuite's), locust or ray.")] = (
         "process"
     ),
+    packet_stamps: PacketStamps = False,
 ) -> None:
     """Play a scenario and print the comparison. Every record is kept in a bundle under --results."""
     from perfsuite.load.spawning import spawned_workers
 
+    is_asked = workers is not None
     if scheduler != "process":
+        if packet_stamps:
+            raise UsageError("--packet-stamps is for perfsuite's own workers", found=f"--scheduler {scheduler}")
         from perfsuite.integrations.schedulers import scheduled_workers
 
         with scheduled_workers(scheduler, workers, scenario, seed) as spawned:
-            answer = _run(scenario, results, seed, len(spawned), spawned, catalog, is_asked=workers is not None)
+            answer = _run(scenario, results, seed, len(spawned), spawned, catalog, is_asked=is_asked)
             _print_answer(answer, json=json)  # before the scheduler says that a worker of its own was late
     else:
         with spawned_workers(1) as spawned:  # it gets ready while this process imports the rest and plans
-            answer = _run(scenario, results, seed, workers, spawned, catalog, is_asked=workers is not None)
+            answer = _run(scenario, results, seed, workers, spawned, catalog, is_asked=is_asked, packets=packet_stamps)
         _print_answer(answer, json=json)
     if answer.summary.scenario.profile is not None:
         profile_after_run(scenario, results, seed, live_view, quiet=json)
@@ -157,22 +163,27 @@ def run(
 
 def _run(
     scenario: Path, results: Path, seed: int | None, workers: int | None, spawned: list[Line], catalog: str | None,
-    *, is_asked: bool,
+    *, is_asked: bool, packets: bool = False,
 ) -> Answer:  # fmt: skip
-    from perfsuite.prepare import choose_workers, prepare
-    from perfsuite.run import run_scenario
-    from perfsuite.run_state import stop_on_signals
-    from perfsuite.store.catalog_url import catalog_url
+    with plain_imports():
+        from perfsuite.doctor import calibration_note
+        from perfsuite.prepare import choose_workers, prepare
+        from perfsuite.run import run_scenario
+        from perfsuite.run_state import stop_on_signals
+        from perfsuite.store.catalog_url import catalog_url
 
     catalog_url(results, catalog)  # a wrong one is refused before anything starts
     prepared = prepare(scenario, seed=seed)
     num = workers or choose_workers(prepared)
     mark = "EMULATED " if any(arm.engine == "emulated" for arm in prepared.scenario.arms.values()) else ""
     chosen = "asked for" if is_asked else "chosen from the load and the cores"
-    note = _calibration_note(prepared.plan, num)
+    note = calibration_note(prepared.plan, num)
     print(f"{mark}load workers: {num} ({chosen})\n{mark}{note}", file=sys.stderr, flush=True)
     with stop_on_signals() as stop, live_view() as live:
-        return run_scenario(prepared, results, stop=stop, on_live=live, workers=num, spawned=spawned, catalog=catalog)
+        return run_scenario(
+            prepared, results, stop=stop, on_live=live, workers=num, spawned=spawned, catalog=catalog,
+            packet_stamps=packets,
+        )  # fmt: skip
 
 
 @app.command("list")
@@ -260,12 +271,15 @@ def recover(
 
 
 @app.command()
-def doctor(json: Json = False) -> None:
+def doctor(json: Json = False, packet_stamps: PacketStamps = False) -> None:
     """Calibrate this machine in half a minute: the load that its client holds, clocks, limits. Kept for later runs."""
     from perfsuite.doctor import calibrate, calibration_path, save_calibration
     from perfsuite.report.doctor import doctor_json, doctor_text
 
-    calibration = calibrate(lambda probe: print(f"probed {probe.size} {probe.kind}", file=sys.stderr, flush=True))
+    calibration = calibrate(
+        lambda probe: print(f"probed {probe.size} {probe.kind}", file=sys.stderr, flush=True),
+        packet_stamps=packet_stamps,
+    )
     path = calibration_path()
     save_calibration(calibration, path)
     _print_json(doctor_json(calibration)) if json else print(f"{doctor_text(calibration)}\nkept in {path}")
@@ -361,14 +375,6 @@ def emulate(
 
 
 add_verbs(app)
-
-
-def _calibration_note(plan: Plan, num_workers: int) -> str:
-    from perfsuite.analysis.doctor import plan_note
-    from perfsuite.analysis.estimate import estimate_plan
-    from perfsuite.doctor import calibration_path, load_calibration
-
-    return plan_note(load_calibration(calibration_path()), estimate_plan(plan), num_workers=num_workers)
 
 
 def _print_answer(answer: Answer, *, json: bool) -> None:

@@ -15,10 +15,13 @@ if TYPE_CHECKING:
 @contextmanager
 def live_view() -> Iterator[Any]:
     """A function that shows a Live value: redrawn in place on a terminal, a line a change when piped."""
-    from rich.console import Console
-
     from perfsuite.report.live import HISTORY, live_line
     from perfsuite.report.live import live_view as live_text
+
+    if not sys.stderr.isatty() and not os.environ.keys() & {"FORCE_COLOR", "TTY_COMPATIBLE"}:  # as rich decides
+        yield _line_printer(live_line)
+        return
+    from rich.console import Console
 
     console = Console(stderr=True, no_color=bool(os.environ.get("NO_COLOR")) or None)
     if not console.is_terminal:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,10 +20,26 @@ Catalog = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")]
+PacketStamps = Annotated[
+    bool,
+    typer.Option(
+        "--packet-stamps", help="Capture packets as a referee of the times. Linux, plain http and CAP_NET_RAW only."
+    ),
+]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Replace the scenario's seed.")]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="Run id, a unique beginning of it, or 'last'.")]
 
 DEFAULT_RESULTS = Path("results")
+
+
+def asked_for(app: typer.Typer, argv: list[str]) -> typer.Typer:
+    """The app with the verb alone that is asked for, where one is: typer builds the parameters of all its verbs."""
+    verbs = [verb for verb in app.registered_commands if [verb.name or verb.callback.__name__] == argv[1:2]]  # type: ignore[union-attr]
+    if not verbs:
+        return app
+    alone = copy(app)
+    alone.registered_commands, alone.registered_groups = verbs, []
+    return alone
 
 
 def print_json(value: Any) -> None:

@@ -9,14 +9,12 @@ from pathlib import Path
 
 import yaml
 
-from perfsuite.analysis.differences import refuse_confounds
 from perfsuite.analysis.estimate import estimate_plan, refuse_too_long
 from perfsuite.engines import launch_command
 from perfsuite.engines.preflight import check_asking
 from perfsuite.engines.preflight_rows import check_history, check_row_fields
 from perfsuite.errors import ScenarioError
 from perfsuite.load.shares import num_workers
-from perfsuite.profile_plan import plan_profile, profile_scenario_text
 from perfsuite.scenario.check import check_against_library, check_lengths
 from perfsuite.scenario.files import file_digest, load_rows, load_scenario, located, parse_scenario
 from perfsuite.scenario.plan import Plan, build_plan
@@ -55,7 +53,10 @@ def prepare(path: Path, *, seed: int | None = None, edit: Callable[[str], str] |
         check_asking(scenario)
         for name, arm in scenario.arms.items():
             launch_command(arm, name=name, model=scenario.model, seed=scenario.seed, port=None)
-        refuse_confounds(scenario)
+        if scenario.comparisons:
+            from perfsuite.analysis.differences import refuse_confounds  # imported only where it has something to do
+
+            refuse_confounds(scenario)
         rows = load_rows(scenario.workload, path)
         check_history(scenario)
         check_row_fields(scenario, rows)
@@ -73,6 +74,8 @@ def prepare(path: Path, *, seed: int | None = None, edit: Callable[[str], str] |
 
 
 def _check_profile(path: Path, scenario: Scenario, text: str) -> None:
+    from perfsuite.profile_plan import plan_profile, profile_scenario_text
+
     with located(text, name=str(path)):
         profile = plan_profile(scenario, Path("/profile"))
     try:

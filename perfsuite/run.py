@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from perfsuite.blocks import AfterTrials, Instruments, play_blocks
 from perfsuite.conditioning import source_token
@@ -16,15 +17,15 @@ from perfsuite.load.spawning import Line
 from perfsuite.load.workers import start_workers
 from perfsuite.prepare import Prepared, choose_workers, num_cores
 from perfsuite.report.live import Live
-from perfsuite.results import Answer, conclude
 from perfsuite.run_state import Run, StopRequest
 from perfsuite.scenario.schema import Scenario
 from perfsuite.store.bundle import open_bundle, open_request_sink
-from perfsuite.store.reading import damaged_words, find_bundle, is_alive, list_bundles
-from perfsuite.store.recover import recover_bundle
 from perfsuite.telemetry.canary import measure_canary
 from perfsuite.telemetry.sampler import start_sampler
 from perfsuite.telemetry.server_series import start_server_series
+
+if TYPE_CHECKING:
+    from perfsuite.results import Answer
 
 
 def run_scenario(
@@ -37,16 +38,20 @@ def run_scenario(
     spawned: list[Line] | None = None,
     catalog: str | None = None,
     after_trials: AfterTrials | None = None,
+    packet_stamps: bool = False,
 ) -> Answer:
     """Play every block and trial, finish the bundle, and say what it holds. workers: None = choose_workers().
 
     spawned: worker processes to use first, see start_workers. catalog: see store/catalog_url.py; one that fails is told
     of in the answer. after_trials: called in each block when its trials are done, with its server still up.
+    packet_stamps: capture packets as a referee of the client's times (PacketAudit in each trial's audit).
 
-    Raises UsageError for a missing API key before there is a bundle; else EngineError, WorkerLost or Interrupted after
-    the bundle was finalized with what there was.
+    Raises UsageError for a missing API key, or packets that cannot be captured, before there is a bundle; else
+    EngineError, WorkerLost or Interrupted after the bundle was finalized with what there was.
     """
     check_keys(prepared.scenario, os.environ)
+    if packet_stamps:
+        _check_packet_stamps(prepared.scenario)
     for arm in prepared.scenario.arms:
         source_token(prepared.scenario.telemetry_of(arm), os.environ)
     with open_bundle(
@@ -56,8 +61,10 @@ def run_scenario(
         run = Run(prepared=prepared, bundle=bundle, stop=stop, on_live=on_live)
         num = workers or choose_workers(prepared)
         bundle.event("load_workers", num_workers=num, num_cores=num_cores())
+        if packet_stamps:
+            bundle.event("packet_stamps")
         with (
-            start_workers(open_request_sink, num, spawned=spawned) as load,
+            start_workers(open_request_sink, num, spawned=spawned, packet_stamps=packet_stamps) as load,
             start_sampler(lambda pid: run.keep_process(pid, "sampler")) as sampler,
             start_server_series(lambda pid: run.keep_process(pid, "reader")) as series,
         ):
@@ -66,11 +73,22 @@ def run_scenario(
             play_blocks(run, Instruments(load=load, sampler=sampler, series=series), after_trials)
         run.show("finalizing")
         bundle.finalize("interrupted" if stop.level else "complete")
+    from perfsuite.results import conclude
+
     answer = conclude(bundle.path, results=results, catalog=catalog)
     if stop.level:
         note = f"\n{answer.catalog_problem}" if answer.catalog_problem else ""
         raise Interrupted(stop.signal_number, f"interrupted; what was measured is in {bundle.path}{note}")
     return answer
+
+
+def _check_packet_stamps(scenario: Scenario) -> None:
+    """Raises UsageError when an arm's packets cannot tell of its chunks, or this process may not capture any."""
+    from perfsuite.load.packets import check_packet_stamps, refuse_tls
+
+    for name, arm in scenario.arms.items():
+        refuse_tls(arm.url or "", where=f"arms.{name}.url")
+    check_packet_stamps()
 
 
 def _secrets(scenario: Scenario) -> list[str]:
@@ -88,6 +106,8 @@ def recover_runs(
 
     on_problem: told of each bundle of "all" that cannot be finished; the others are.
     """
+    from perfsuite.store.reading import damaged_words, find_bundle, is_alive, list_bundles
+
     if ref != "all":
         return _recover_run(find_bundle(results, ref), results, catalog)
     out = []
@@ -102,6 +122,9 @@ def recover_runs(
 
 
 def _recover_run(path: Path, results: Path, catalog: str | None) -> list[str]:
+    from perfsuite.results import conclude
+    from perfsuite.store.recover import recover_bundle
+
     data = recover_bundle(path, stop_leftover_mark)
     problem = conclude(path, results=results, catalog=catalog).catalog_problem
     line = f"{path.name}: {data.manifest['status']}, {data.requests.num_rows:,} records"

@@ -18,6 +18,7 @@ from perfsuite.results import conclude
 from perfsuite.store import catalog_engine
 from perfsuite.store.catalog import Catalog, open_catalog
 from perfsuite.store.catalog_engine import migrate, open_engine
+from perfsuite.store.catalog_rows import CANARY_VERSION
 from perfsuite.store.catalog_schema import ENVIRONMENTS, METADATA, OF_RUN, RUNS
 from perfsuite.store.catalog_series import find_series, read_run, read_series
 from perfsuite.store.catalog_url import catalog_url
@@ -135,9 +136,9 @@ def test_an_invalid_trial_is_in_the_catalog_and_in_no_history(url: str) -> None:
 
 
 def test_a_point_knows_the_canary_of_its_host_and_not_one_of_other_work(url: str) -> None:
-    measured = {"version": 1, "cpu_bytes_per_s": 1.5e9, "memory_bytes_per_s": 8e9}
+    measured = {"version": CANARY_VERSION, "cpu_bytes_per_s": 1.5e9, "memory_bytes_per_s": 8e9}
     with open_catalog(url) as catalog:
-        for number, canary in enumerate((None, measured, measured | {"version": 2})):
+        for number, canary in enumerate((None, measured, measured | {"version": CANARY_VERSION - 1})):
             catalog.add(night(number, canary=canary))
         (key,) = find_series(catalog, METRIC, arm="fp8")
         found = [point.canary for point in read_series(catalog, key).points]
@@ -147,7 +148,7 @@ def test_a_point_knows_the_canary_of_its_host_and_not_one_of_other_work(url: str
 def test_a_catalog_of_the_first_schema_is_brought_up_to_date_with_its_runs_and_down_again(url: str) -> None:
     with open_catalog(url) as catalog:
         note = {"utc_ns": 5, "text": "a slow kernel", "is_accepted": False}
-        canary = {"version": 1, "cpu_bytes_per_s": 1.0, "memory_bytes_per_s": 1.0}
+        canary = {"version": CANARY_VERSION, "cpu_bytes_per_s": 1.0, "memory_bytes_per_s": 1.0}
         catalog.add(night(0, canary=canary, annotations=[note]))
         before = num_rows(catalog)
         migrate(catalog.engine, url, target="0001")

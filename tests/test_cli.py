@@ -37,12 +37,17 @@ def perfsuite(
     return done
 
 
-@pytest.mark.parametrize("arguments", [("show",), ("show", "--json")])
+@pytest.mark.parametrize("arguments", [("show",), ("show", "--json"), ("--help",), ("telemetry", "--help")])
 def test_a_reader_that_leaves_ends_it_with_141_and_no_word(arguments: Sequence[str], results: Path) -> None:
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run(
-        [*COMMAND, *arguments, "--results", str(results)], stdout=write, stderr=subprocess.PIPE, timeout=60, check=False
+        [*COMMAND, *arguments],
+        env=os.environ | {"PERFSUITE_RESULTS": str(results)},
+        stdout=write,
+        stderr=subprocess.PIPE,
+        timeout=60,
+        check=False,
     )
     os.close(write)
     assert (done.returncode, done.stderr) == (141, b"")

@@ -12,6 +12,7 @@ from perfsuite.library import (
     find_checkpoint,
     find_gpu,
     find_model,
+    is_named,
     known_checkpoint,
     load_library,
     paired_checkpoints,
@@ -20,6 +21,13 @@ from perfsuite.library import (
 from perfsuite.library.loader import SUPPORT_STATUSES, unwrap_figures
 
 MODELS = ("deepseek-r1", "deepseek-v3.1", "deepseek-v3.2", "deepseek-v4-flash")
+
+
+def test_every_name_of_a_model_or_checkpoint_is_found_without_reading_the_files_and_a_strange_one_is_not() -> None:
+    library = load_library()
+    for key, entry in (*library.models.items(), *library.checkpoints.items()):
+        assert all(map(is_named, (key, key.upper(), *entry.aliases)))
+    assert not is_named("meta-llama/Llama-3.1-8B-Instruct")
 
 
 def test_every_figure_has_a_source_and_a_known_basis() -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,11 +17,14 @@ import numpy as np
 import pytest
 
 from perfsuite.errors import UsageError
-from perfsuite.load.order import PlayOrder, PlayReport, Progress, Target
+from perfsuite.load.lead import Play
+from perfsuite.load.order import PlayOrder, PlayReport, Progress, Target, plain_order
 from perfsuite.load.shares import deal, num_workers
+from perfsuite.load.spawning import spawned_workers
 from perfsuite.load.workers import LoadWorkers, WorkerLost, start_workers
 from perfsuite.records import RequestRecord
 from perfsuite.scenario.plan import LoadPoint
+from perfsuite.store.streams import open_request_sink
 from tests.plays import PickleSink, order, read_pickles, target, timeouts
 from tests.servers import Call, scripted_server, stream_tokens
 
@@ -334,3 +340,58 @@ def test_the_audit_of_several_workers_adds_up(three: LoadWorkers, new_folder: Ca
     assert audit.send_lag_max_s == pytest.approx(lags[-1] / 1e9)
     assert audit.send_lag_p50_s is not None and lags[28] / 1e9 * 0.98 <= audit.send_lag_p50_s <= lags[31] / 1e9 * 1.03
     assert audit.gc_collections == 0
+
+
+# --- how a worker starts ---
+
+
+def test_a_worker_that_has_its_play_has_imported_neither_pydantic_nor_what_only_reports_need() -> None:
+    play = Play(
+        order=plain_order(order(4, concurrency=1)), target=target("http://127.0.0.1:1"), open_sink=open_request_sink,
+        sink_path="requests.arrows",
+    )  # fmt: skip
+    others = {"pydantic", "yaml", "scipy", "psutil", "numpy.ma", "pyarrow.compute", "http.client"}
+    code = (
+        "import pickle, sys\nfrom perfsuite.without_pandas import do_without_pandas; do_without_pandas()\n"
+        "import perfsuite.load.workers, perfsuite.load.driver; from perfsuite.records import request_batch\n"
+        f"pickle.load(sys.stdin.buffer); request_batch([]); print({others!r} & sys.modules.keys())"
+    )
+    sent = pickle.dumps(play)
+    done = subprocess.run([sys.executable, "-c", code], input=sent, capture_output=True, timeout=60, check=True)
+    assert done.stdout.decode().strip() == "set()"
+
+
+def test_a_worker_finds_modules_where_its_parent_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = tmp_path / "records"
+    records.mkdir()
+    (tmp_path / "sink_of_this_test.py").write_text(
+        "from tests.plays import PickleSink\n\n\ndef open_it(path):\n    return PickleSink(path)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    from sink_of_this_test import open_it  # type: ignore[import-not-found]
+
+    with scripted_server(stream_tokens()) as server, start_workers(open_it, 1) as workers:
+        played = play_on(workers, order(2, concurrency=1), target(server.url), records)
+    assert [record.outcome for record in played.records] == ["ok", "ok"]
+
+
+def test_what_is_done_meanwhile_has_ended_before_the_load_begins(three: LoadWorkers, tmp_path: Path) -> None:
+    ended_ns = []
+
+    def work() -> None:
+        time.sleep(0.2)
+        ended_ns.append(time.monotonic_ns())
+
+    with scripted_server(stream_tokens()) as server:
+        report = three.play(
+            order(6, concurrency=3), target(server.url), lambda worker: str(tmp_path / str(worker)),
+            on_progress=lambda progress: None, stop_level=lambda: 0, meanwhile=work,
+        )  # fmt: skip
+    assert len(ended_ns) == 1 and ended_ns[0] < report.t_start_ns
+
+
+def test_a_worker_spawned_before_ends_with_the_plays() -> None:
+    with spawned_workers(1) as lines:
+        with start_workers(PickleSink, 1, spawned=lines) as workers:
+            assert workers.pids == (lines[0].pid,)
+        assert lines[0].how_it_ended() == "exit code 0"

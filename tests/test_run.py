@@ -21,6 +21,7 @@ import pytest
 import yaml
 
 from perfsuite.store.reading import BundleData, find_bundle, read_bundle
+from perfsuite.without_pandas import plain_imports
 
 ARM = {
     "engine": "emulated",
@@ -464,3 +465,23 @@ def test_the_import_is_light() -> None:
     code = f"import sys, perfsuite, perfsuite.cli; print([m for m in {heavy.split()!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[]", done.stdout
+
+
+def test_what_a_run_starts_with_leaves_out_what_only_its_end_and_rarer_runs_need() -> None:
+    later = "rich psutil numpy.ma pyarrow.compute pyarrow.parquet perfsuite.results perfsuite.analysis.summary"
+    later += " perfsuite.load.driver perfsuite.searching perfsuite.profile_plan perfsuite.store.recover pynvml"
+    code = f"import sys, perfsuite.cli, perfsuite.run; print([m for m in {later.split()!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_imports_without_threads_and_plugins_leave_the_environment_that_engines_inherit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "7")
+    monkeypatch.delenv("PYDANTIC_DISABLE_PLUGINS", raising=False)
+    before = dict(os.environ)
+    with plain_imports():
+        assert os.environ["OPENBLAS_NUM_THREADS"] == "7"
+        assert os.environ["PYDANTIC_DISABLE_PLUGINS"] == "1"
+    assert dict(os.environ) == before

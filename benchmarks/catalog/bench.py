@@ -25,7 +25,7 @@ from tests.made_run import scenario
 
 TARGET_MS = 20.0
 METRIC = "ttft_p50_s"
-CANARY = {"version": 1, "cpu_bytes_per_s": 1.5e9, "memory_bytes_per_s": 8e9}
+CANARY = {"version": 2, "cpu_bytes_per_s": 1.5e9, "memory_bytes_per_s": 8e9}
 LOADS = [{"concurrency": c, "requests": 6 * c, "warmup_requests": c} for c in (4, 8)]
 
 

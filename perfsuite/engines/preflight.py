@@ -75,9 +75,14 @@ def api_path(dialect: Dialect, api: str, *, where: str) -> str:
 
 
 def preflight(
-    server: Server, arm: Arm, scenario: Scenario, *, should_stop: Callable[[], bool] = lambda: False
+    server: Server,
+    arm: Arm,
+    scenario: Scenario,
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> ServerFacts:
-    """Check a ready server against the scenario, and look at its answers.
+    """Check a ready server against the scenario, and look at its answers. meanwhile: done while it answers.
 
     Returns the server's facts with what was found: config["preflight"] (analysis/answers.py, with notes on what could
     not be checked) and, for a checkpoint in a local folder, config["quantization_manifest"]. Whether the answers are
@@ -88,7 +93,7 @@ def preflight(
     notes += check_facts(server.facts, arm, where=server.url)
     exempt = _exemption(server, arm, scenario)
     try:
-        _wait_for(partial(_check_answer, server, scenario), should_stop)
+        _wait_for(partial(_check_answer, server, scenario), should_stop, meanwhile)
         known, free = ((), ()) if exempt else _ask_questions(server, arm, scenario, should_stop)
     except EngineError as error:
         if tail := server.log_tail():
@@ -144,9 +149,12 @@ def _ask_questions(
     return answers
 
 
-def _wait_for(check: Callable[[], T], should_stop: Callable[[], bool]) -> T:
+def _wait_for(
+    check: Callable[[], T], should_stop: Callable[[], bool], meanwhile: Callable[[], None] = lambda: None
+) -> T:
     """The result of `check`, run in the background. Raises what it raises, and Interrupted."""
     answers = in_background(check)
+    meanwhile()
     while not should_stop():
         try:
             answer = answers.get(timeout=POLL_S)

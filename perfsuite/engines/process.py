@@ -19,8 +19,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from perfsuite.engines import supervisor
 from perfsuite.errors import EngineError
 
@@ -64,6 +62,8 @@ def start_time_ticks(pid: int) -> int:
     ticks = supervisor.start_ticks(pid)
     if ticks or Path("/proc/self/stat").exists():
         return ticks
+    import psutil  # in the functions that need it: it takes as long to import as this room
+
     try:
         return int(psutil.Process(pid).create_time() * 100)
     except psutil.Error:
@@ -79,6 +79,8 @@ def _boot_id() -> str:
 
 def group_members(pgid: int) -> list[int]:
     """Pids of a process group, zombies left out."""
+    import psutil
+
     out = []
     for pid in psutil.pids():
         with contextlib.suppress(OSError, psutil.Error):
@@ -127,6 +129,8 @@ def _is_meant(mark: ProcessMark, members: Sequence[int]) -> bool:
 
 
 def _environment(pid: int) -> dict[str, str]:
+    import psutil
+
     try:
         return psutil.Process(pid).environ()
     except (psutil.Error, OSError):

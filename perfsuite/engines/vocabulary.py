@@ -8,7 +8,7 @@ from pathlib import Path
 
 import orjson
 
-from perfsuite.library import load_library
+from perfsuite.library import is_named, load_library
 
 ASSUMED_VOCAB_SIZE = 32_000  # a guess that is below the size of nearly every model in use
 
@@ -19,6 +19,8 @@ def find_vocab_size(checkpoint: str | None, model: str) -> tuple[int, str]:
         size = _read_vocab_size(path)
         if size is not None:
             return size, str(path)
+    if not any(is_named(name) for name in (checkpoint, model) if name):
+        return ASSUMED_VOCAB_SIZE, "assumed"
     library = load_library()
     for key, entry in library.checkpoints.items():
         if checkpoint is not None and checkpoint.lower() in _names(key, entry.aliases):

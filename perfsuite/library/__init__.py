@@ -25,7 +25,7 @@ from perfsuite.library.facts import (
     ModelShape,
     WeightFormat,
 )
-from perfsuite.library.loader import load_library
+from perfsuite.library.loader import is_named, load_library
 
 __all__ = [
     "PARTS",
@@ -45,6 +45,7 @@ __all__ = [
     "find_gpu",
     "find_model",
     "format_family",
+    "is_named",
     "known_checkpoint",
     "load_library",
     "paired_checkpoints",
@@ -91,6 +92,8 @@ def known_checkpoint(name: str) -> Checkpoint | None:
 
     A path counts by its last component, or by the models--OWNER--NAME component of a hub cache.
     """
+    if not name:
+        return None
     checkpoints = load_library().checkpoints.values()
     names = {alias.lower(): c for c in checkpoints for alias in (*c.aliases, c.id)}
     if (found := names.get(name.lower())) is not None:

@@ -33,6 +33,20 @@ _BASES = ("stated", "computed", "inferred", "assumed")
 _YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
+def is_named(name: str) -> bool:
+    """Whether the files know a model or checkpoint of this id or alias at all: far quicker than to read their YAML.
+
+    False is certain; True may be of a name that only occurs in another.
+    """
+    return name.lower() in _names_text()
+
+
+@cache
+def _names_text() -> str:
+    files = [_FOLDER / f"{file}.yaml" for file in ("models", "checkpoints")]
+    return "\n".join(path.read_text(encoding="utf-8").lower() for path in files)
+
+
 @cache
 def load_library() -> Library:
     """The whole library, read once per process. Raises PerfsuiteError if a data file is not as promised."""

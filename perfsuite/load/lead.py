@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 
 from perfsuite.errors import PerfsuiteError
-from perfsuite.load.audit import merge_reports
 from perfsuite.load.order import PlayOrder, PlayReport, Progress, RecordSink, Target
 from perfsuite.load.spawning import STOP_WAIT_S, Line
 
@@ -70,10 +69,16 @@ class Lead:
         self._next_progress_s = 0.0
         self._reports: list[PlayReport] = []
 
-    def run(self, plays: Sequence[Play]) -> PlayReport:
-        """Send the plays, one to each worker, and see them to their end. Raises the first error, after all ended."""
+    def run(self, plays: Sequence[Play], meanwhile: Callable[[], None] = lambda: None) -> PlayReport:
+        """Send the plays, one to each worker, and see them to their end. Raises the first error, after all ended.
+
+        meanwhile: done while the workers get ready.
+        """
         for number, play in enumerate(plays):
             self._send(number, play)
+        from perfsuite.load.audit import merge_reports  # here, for the same reason
+
+        meanwhile()
         while self._playing and not self._is_hopeless():
             self._pass_on(max(self._stop_level(), 2 if self._error else 0))
             for number in self._ready():

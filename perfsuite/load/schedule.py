@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfsuite.scenario.arrivals import ramp_in_offsets_ns
-from perfsuite.scenario.plan import LoadPoint, RequestSpecs
+from perfsuite.scenario.load_points import LoadPoint
+from perfsuite.scenario.specs import RequestSpecs
 
 EVERY_SLOT = slice(None)
 

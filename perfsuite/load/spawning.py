@@ -7,38 +7,43 @@ A worker ignores the terminal's signals: the parent decides, by stop levels. It 
 from __future__ import annotations
 
 import ctypes
-import multiprocessing
+import gc
+import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection, Pipe
 
-from perfsuite.without_pandas import do_without_pandas
+from perfsuite.without_pandas import do_without_pandas, plain_imports
 
 ORPHAN_GRACE_S = 5
 STOP_WAIT_S = 10.0
 _PR_SET_PDEATHSIG = 1
 _SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+# Not by multiprocessing: it starts a second interpreter beside the first, and imports the parent's main module again.
+_PROGRAM = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[3]); from perfsuite.load.spawning import work; "
+    "work(int(sys.argv[1]), int(sys.argv[2]))"
+)
 
 
 class Line:
     """The parent's line to one worker process."""
 
-    def __init__(self, number: int, process: BaseProcess, pipe: Connection) -> None:
+    def __init__(self, number: int, process: subprocess.Popen[bytes], pipe: Connection) -> None:
         self.number = number
         self.process = process
         self.pipe = pipe
-        assert process.pid is not None
         self.pid = process.pid
 
     def how_it_ended(self) -> str:
         """In words, of a worker whose pipe is closed."""
-        self.process.join(STOP_WAIT_S)
-        code = self.process.exitcode
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(STOP_WAIT_S)
+        code = self.process.returncode
         return f"killed by signal {-code}" if code is not None and code < 0 else f"exit code {code}"
 
     def close(self) -> None:
@@ -47,11 +52,11 @@ class Line:
 
     def wait(self) -> None:
         """See the process end; kill it when telling did not help."""
-        self.process.join(STOP_WAIT_S)
-        if self.process.is_alive():
+        try:
+            self.process.wait(STOP_WAIT_S)
+        except subprocess.TimeoutExpired:
             self.process.kill()
-            self.process.join()
-        self.process.close()
+            self.process.wait()
 
 
 @contextmanager
@@ -76,31 +81,33 @@ def add_workers(lines: list[Line], num: int) -> Sequence[Line]:
 
 
 def _spawn(number: int) -> Line:
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(
-        target=_main, args=(theirs, os.getpid()), name=f"perfsuite-load-worker-{number}", daemon=True
-    )
-    resource_tracker.ensure_running()  # otherwise start() does it, and unblocks the signals on its way
+    ours, theirs = Pipe()
+    options = [*(["-I"] if sys.flags.isolated else []), *(f"-W{option}" for option in sys.warnoptions)]
+    options += [f"-X{name}" if value is True else f"-X{name}={value}" for name, value in sys._xoptions.items()]
+    arguments = [str(theirs.fileno()), str(os.getpid()), json.dumps(sys.path)]
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # until the child ignores them itself
     try:
-        process.start()
+        process = subprocess.Popen(
+            [sys.executable, *options, "-c", _PROGRAM, *arguments], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
+        )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    theirs.close()
+        theirs.close()
     return Line(number, process, ours)
 
 
-def _main(pipe: Connection, parent_pid: int) -> None:
-    """The worker process."""
+def work(descriptor: int, parent_pid: int) -> None:
+    """The worker process; descriptor: of its end of the pipe."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     _die_with_parent(parent_pid)
     do_without_pandas()
-    from perfsuite.load.workers import serve
+    gc.set_threshold(100_000)  # as in __main__; while it plays there is no collection at all
+    with plain_imports():
+        from perfsuite.load.workers import serve
 
-    serve(pipe)
+    serve(Connection(descriptor))
     os._exit(0)  # the sinks are closed, and taking the interpreter down costs a tenth of a second
 
 

@@ -18,11 +18,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from perfsuite.errors import ScenarioError
-from perfsuite.scenario.conversations import load_conversations
 from perfsuite.scenario.prompt_files import load_prompt_rows as load_prompt_rows
 from perfsuite.scenario.prompt_files import short
 from perfsuite.scenario.schema import SCHEMA_VERSION, Scenario
-from perfsuite.scenario.traces import load_trace
 from perfsuite.scenario.workload import FileRows
 from perfsuite.scenario.workload_entry import Workload
 
@@ -279,7 +277,11 @@ def load_rows(workload: Workload, scenario_path: Path) -> FileRows | None:
         if workload.path is None or workload.kind == "file":
             return load_prompt_rows(workload, scenario_path)
         if workload.kind == "conversations":
+            from perfsuite.scenario.conversations import load_conversations
+
             return load_conversations(scenario_path.parent / workload.path)
+        from perfsuite.scenario.traces import load_trace
+
         assert workload.format is not None
         return load_trace(scenario_path.parent / workload.path, workload.format)
     except OSError as error:

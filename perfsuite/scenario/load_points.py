@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
 
 from perfsuite.errors import ScenarioError
 from perfsuite.scenario.arrivals import RateStage
-from perfsuite.scenario.load_entry import Load
 from perfsuite.scenario.search import ladder
+
+if TYPE_CHECKING:
+    from perfsuite.scenario.load_entry import Load
 
 MAX_STAGES_IN_LABEL = 4
 

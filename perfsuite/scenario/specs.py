@@ -9,17 +9,19 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from enum import IntEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from perfsuite.scenario.arrivals import num_requests_within, open_loop_offsets_ns, staged_offsets_ns
-from perfsuite.scenario.fields import TokenRange
 from perfsuite.scenario.load_points import LoadPoint
-from perfsuite.scenario.session_entry import Cancel, ThinkTime
 from perfsuite.scenario.workload import TRACE_BLOCK_TOKENS, ConversationRows, FileRows, TraceRows
-from perfsuite.scenario.workload_entry import Workload
+
+if TYPE_CHECKING:
+    from perfsuite.scenario.fields import TokenRange
+    from perfsuite.scenario.session_entry import Cancel, ThinkTime
+    from perfsuite.scenario.workload_entry import Workload
 
 CLOSED_LOOP_OFFSET = -1
 FOLLOWS_OFFSET = -2

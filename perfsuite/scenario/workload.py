@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from perfsuite.scenario.schema import Slo
+if TYPE_CHECKING:
+    from perfsuite.scenario.schema import Slo
 
 TRACE_BLOCK_TOKENS = 512  # tokens of one hash id of a Mooncake trace
 _SEED_BITS = 64

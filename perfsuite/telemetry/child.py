@@ -12,6 +12,8 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any
 
+from perfsuite.without_pandas import plain_imports
+
 EXIT_S = 5.0
 _TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
@@ -94,7 +96,8 @@ class Child:
         resource_tracker.ensure_running()  # otherwise start() does it, and unblocks the signals on its way
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _TERMINAL_SIGNALS)  # until the child ignores them
         try:
-            self._process.start()
+            with plain_imports():  # those of the child, which inherits the environment
+                self._process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()
