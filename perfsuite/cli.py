@@ -87,8 +87,7 @@ def validate(scenario: ScenarioPath, seed: Seed = None) -> None:
     """Check a scenario file, its prompt file and its plan; start nothing."""
     from perfsuite.prepare import prepare
 
-    prepared = prepare(scenario, seed=seed)
-    plan = prepared.plan
+    plan = prepare(scenario, seed=seed).plan
     print(f"{scenario}: valid; {len(plan.blocks)} blocks, {len(plan.trials)} trials, plan {plan.digest[:16]}")
 
 

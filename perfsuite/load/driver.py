@@ -47,6 +47,7 @@ MIN_AHEAD_REQUESTS = 64
 MAX_AHEAD_REQUESTS = 1024
 BUILT_AHEAD_S = 0.25
 BUILD_NS = 200_000
+SPARE_NS = 300_000
 _CONNECT_FAILURES = ("connect_refused", "connect_timeout", "tls", "client_internal")
 
 
@@ -245,6 +246,8 @@ class _Player:
         wake_ns = self._next_tick_ns if due_ns is None else min(due_ns, self._next_tick_ns)
         if due_ns is None and self._awaits_others():
             wake_ns = min(wake_ns, now + MEETING_STEP_NS)
+        if due_ns is not None and due_ns - now < SPARE_NS and not self._builder.is_short:
+            has_work = False  # it would hold up what is due
         if has_work:  # some of it each time: what arrives meanwhile gathers, as in Client.poll
             self._build_ahead(now + BUILD_NS) if self._builder.wants_more() else self._recorder.work()
         client.poll(0 if has_work else wake_ns)

@@ -207,6 +207,11 @@ class RequestBuilder:
         has_room = len(self._built) < self._max_ahead and self._built_bytes < MAX_AHEAD_BYTES
         return has_room and self._next < len(self._order.specs)
 
+    @property
+    def is_short(self) -> bool:
+        """Less than a quarter of the look-ahead is built, and there are requests left to build."""
+        return 4 * len(self._built) < self._max_ahead and self.wants_more()
+
     def build_one(self) -> None:
         """Build the next request of the look-ahead."""
         request = self._build(self._next)
