@@ -34,7 +34,7 @@ from perfsuite.analysis.server_load import ServerLoad, ServerSeries, read_server
 from perfsuite.analysis.steady import Window, mean_in_flight, mean_in_progress, mser5_cut_ratio, steady_window
 from perfsuite.analysis.trial_metrics import TrialData, trial_metrics
 from perfsuite.analysis.within_run import WithinRun, latency_intervals
-from perfsuite.records import REQUEST_SCHEMA, SERVER_METRICS_SCHEMA, PacketAudit, ServerFacts, TrialFacts
+from perfsuite.records import REQUEST_SCHEMA, SERVER_METRICS_SCHEMA, ClientAudit, PacketAudit, ServerFacts, TrialFacts
 from perfsuite.scenario.plan import LoadPoint, swept
 from perfsuite.scenario.schema import Scenario
 
@@ -274,6 +274,7 @@ def _summarise_trial(
     return TrialSummary(
         **_place_in_plan(facts),
         **_of_requests(requests, columns, is_counted),
+        **_of_audit(facts.audit),
         emulated=server.emulated if server is not None else arm.engine == "emulated",
         metrics=metrics,
         notes=notes,
@@ -290,9 +291,6 @@ def _summarise_trial(
         tokens_per_chunk=scan.tokens_per_chunk,
         untold_tokens=scan.untold,
         step_slip_ratio=step_slip_ratio(facts.engine_stats),
-        steal_ratio=facts.audit.steal_ratio if facts.audit is not None else None,
-        client_cpu_ratio=facts.audit.busiest_core_ratio if facts.audit is not None else None,
-        packets=facts.audit.packets if facts.audit is not None else None,
         is_overloaded=is_overloaded(point, columns, window),
         within_run=latency_intervals(columns, is_counted),
         limit_counts=limit_counts(scenario.slo, columns, judged(columns)),
@@ -300,6 +298,14 @@ def _summarise_trial(
         conditions=conditions_over(samples, window),
         phases=phases,
     )
+
+
+def _of_audit(audit: ClientAudit | None) -> dict[str, Any]:
+    return {
+        "steal_ratio": None if audit is None else audit.steal_ratio,
+        "client_cpu_ratio": None if audit is None else audit.busiest_core_ratio,
+        "packets": None if audit is None else audit.packets,
+    }
 
 
 def _of_requests(requests: Requests, columns: RequestColumns, is_counted: Flags) -> dict[str, Any]:

@@ -1,5 +1,6 @@
-/* What a live stream costs, compiled: the reads of a look, and the walk over plain chunks. The same as reads.py and
-   wire.py do in Python where this was not built; tests/test_load_compiled.py holds the two against each other. */
+/* What a stream costs, compiled: the reads of a look, the walk over plain chunks and joining them, and the events that
+   are alike. The same as reads.py, wire.py and answer.py do in Python where this was not built;
+   tests/test_load_compiled.py holds the two against each other. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>

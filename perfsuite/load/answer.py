@@ -41,7 +41,7 @@ class Answer:
     def __init__(self, framer: ResponseFramer, dialect: Dialect) -> None:
         self._framer = framer
         self._dialect = dialect
-        self._body = NO_BODY  # what was fetched and not read, with something before it
+        self._body = NO_BODY  # what was fetched and not read, while read() goes on with what it has read before it
         self._at = 0  # where in its data the next event begins
         self._has_all = False
         self._is_dry = True  # no whole event is there
@@ -70,6 +70,8 @@ class Answer:
             num_events = 0 if self._is_dry else self._read_alike(max_events) or self._read_window()
             self._is_dry = not num_events
             if self._is_dry and not self._fetch(has_ended):
+                if self._at:  # what was read is not kept
+                    self._body, self._at = self._body.followed_by(NO_BODY, start=self._at), 0
                 return True
             max_events -= num_events
         return self.problem is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -151,26 +151,19 @@ class PlayOrder:
 
 def plain_order(order: PlayOrder) -> PlayOrder:
     """The order as a worker gets it: without models of the scenario, but for the slo of a prompt file's rows."""
-    workload, timeouts = order.workload, order.timeouts
-    sessions = None if workload.sessions is None else PlainSessions(history=workload.sessions.history)
+    sessions = order.workload.sessions
+    plain_sessions = None if sessions is None else PlainSessions(history=sessions.history)
     return replace(
         order,
-        workload=PlainWorkload(
-            prompt_as=workload.prompt_as,
-            ignore_eos=workload.ignore_eos,
-            temperature=workload.temperature,
-            top_p=workload.top_p,
-            extra_body=workload.extra_body,
-            sessions=sessions,
-        ),
-        timeouts=PlainTimeouts(
-            connect=timeouts.connect,
-            first_token=timeouts.first_token,
-            idle=timeouts.idle,
-            total=timeouts.total,
-            drain=timeouts.drain,
-        ),
+        workload=_plain(PlainWorkload, order.workload, sessions=plain_sessions),
+        timeouts=_plain(PlainTimeouts, order.timeouts),
     )
+
+
+def _plain(kind: Any, model: object, **others: object) -> Any:
+    """A `kind` with the attributes of a model that have the names of its fields, or with `others`."""
+    names = [field.name for field in fields(kind) if field.name not in others]
+    return kind(**{name: getattr(model, name) for name in names}, **others)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -269,7 +269,6 @@ class Body:
         )
 
 
-_INT64 = np.dtype(np.int64)
 _NOTHING = np.zeros(0, dtype=np.int64)
 NO_BODY = Body(data=b"", ends=_NOTHING, shifts=_NOTHING)
 
@@ -291,13 +290,11 @@ def read_body(framer: ResponseFramer, *, only_whole: bool = False) -> Body:
     """
     raw = framer.raw
     have = len(raw)
-    if framer.join_chunks is not None and framer._mode == "chunked":
-        joined = framer.join_chunks(raw, framer.pieces)
-        if joined is not None:
-            data, ends, shifts = joined
-            return Body(data=data, ends=np.frombuffer(ends, _INT64), shifts=framer.base + np.frombuffer(shifts, _INT64))
-    starts, ends = np.array(framer.pieces, dtype=np.int64).reshape(-1, 2).T
     is_chunked = framer._mode == "chunked"
+    if is_chunked and framer.join_chunks is not None and (joined := framer.join_chunks(raw, framer.pieces)):
+        data, ends, shifts = joined
+        return Body(data=data, ends=np.frombuffer(ends, np.int64), shifts=framer.base + np.frombuffer(shifts, np.int64))
+    starts, ends = np.array(framer.pieces, dtype=np.int64).reshape(-1, 2).T
     is_here = ends + 2 <= have if only_whole and is_chunked else starts < have
     starts, ends = starts[is_here], ends[is_here]
     if is_chunked:
